@@ -1,0 +1,203 @@
+"""Fit a head on the train slides, predict the others, score: arrays in, rows out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spared_fm.benchmark.metrics import Which, score
+from spared_fm.benchmark.splits import PARTS, check_split
+from spared_fm.errors import InputError
+from spared_fm.heads.base import StreamingHead
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from spared_fm.heads.base import Head
+
+#: One line of the table; ``slide`` is None for all slides of a split pooled, a score is None where there is
+#: none.
+Row = dict[str, Any]
+KEYS = (
+    "encoder",
+    "head",
+    "target",
+    "split",
+    "slide",
+    "pcc_gene",
+    "pcc_patch",
+    "mse",
+    "mae",
+    "r2_gene",
+    "n_spots",
+)
+
+
+@dataclass
+class Evaluation:
+    """What one cell of the benchmark gives.
+
+    Attributes
+    ----------
+    rows
+        For val, then test: the pooled row, then one row per slide in sorted order. Plain JSON values.
+    predictions
+        float32 (spots, genes) of each held-out slide; NaN rows where the embedding is absent.
+    head
+        The fitted head.
+    absent
+        Number of spots without an embedding, of the slides that have any: they are neither fitted nor scored.
+    """
+
+    rows: list[Row]
+    predictions: dict[str, NDArray[np.float32]]
+    head: Head
+    absent: dict[str, int] = field(default_factory=dict)
+
+
+def evaluate(
+    head: Head,
+    *,
+    encoder: str,
+    target: str,
+    X: Mapping[str, Any],
+    Y: Mapping[str, Any],
+    mask: Mapping[str, Any] | None = None,
+    split: Mapping[str, str],
+    which: Which = "all",
+    shuffle_seed: int | None = None,
+) -> Evaluation:
+    """Fit on the train slides and score every other slide.
+
+    Parameters
+    ----------
+    head
+        An unfitted head; it is fitted in place.
+    encoder, target
+        Names for the rows.
+    X
+        Embeddings (spots, dim) of each slide, any float dtype, may be memory maps. A row that is all NaN is
+        a patch that could not be read: its spot is left out and counted in ``absent``.
+    Y
+        Targets (spots, genes) of each slide, rows as in ``X``.
+    mask
+        (spots, genes) bool of each slide; needed for ``which="measured"``. It scores only: heads fit all
+        entries.
+    split
+        ``"train"``, ``"val"`` or ``"test"`` for each slide; slides of ``X`` that are not named are not used.
+    which
+        Score all entries or the measured ones.
+    shuffle_seed
+        Pair the features and the targets of each train slide at random: a check that scores about 0 if
+        nothing leaks.
+
+    Returns
+    -------
+    Evaluation
+        Rows with the keys of ``KEYS``, predictions, the fitted head, and counts of absent spots.
+
+    Raises
+    ------
+    InputError
+        No train slide or none held out, a slide without features, targets or mask, rows that do not match.
+    """
+    check_split(split, {})
+    present: dict[str, NDArray[np.intp]] = {}
+    absent: dict[str, int] = {}
+    for slide in sorted(split):
+        present[slide] = _present(slide, X, Y, mask if which == "measured" else {slide: None})
+        if missing := len(X[slide]) - len(present[slide]):
+            absent[slide] = missing
+
+    def blocks() -> Iterator[tuple[Any, Any, str]]:
+        for i, slide in enumerate(s for s in sorted(split) if split[s] == "train"):
+            x, y = _take(X[slide], present[slide]), _take(Y[slide], present[slide])
+            if shuffle_seed is not None:
+                y = y[np.random.default_rng([shuffle_seed, i]).permutation(len(y))]
+            yield x, y, slide
+
+    _fit(head, blocks())
+
+    rows: list[Row] = []
+    predictions: dict[str, NDArray[np.float32]] = {}
+    for part in PARTS[1:]:
+        slides = [s for s in sorted(split) if split[s] == part]
+        scored: dict[str, tuple[Any, Any, Any]] = {}
+        for slide in slides:
+            kept = present[slide]
+            predicted = head.predict(_take(X[slide], kept), groups=np.full(len(kept), slide))
+            full = np.full((len(X[slide]), predicted.shape[1]), np.nan, dtype=np.float32)
+            full[kept] = predicted
+            predictions[slide] = full
+            seen = _take(mask[slide], kept) if mask is not None and which == "measured" else None
+            scored[slide] = _take(Y[slide], kept), predicted, seen
+        usable = {s: arrays for s, arrays in scored.items() if len(arrays[0])}
+        names: list[str | None] = [None, *slides] if slides else []
+        for name in names:
+            parts = list(usable.values()) if name is None else [scored[name]]
+            rows.append(
+                {"encoder": encoder, "head": head.name, "target": target, "split": part, "slide": name}
+                | _scores(parts, which)
+            )
+    return Evaluation(rows, predictions, head, absent)
+
+
+def run(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Evaluate cells one after the other and return all their rows.
+
+    Parameters
+    ----------
+    cells
+        Arguments of :func:`evaluate`, ``head`` included. Give a generator, so that one cell is in memory at
+        a time.
+    """
+    return [row for cell in cells for row in evaluate(**cell).rows]
+
+
+def _fit(head: Head, blocks: Iterator[tuple[Any, Any, str]]) -> None:
+    """Fit from blocks if the head can, else from everything at once."""
+    if isinstance(head, StreamingHead):
+        head.fit_stream(blocks)
+        return
+    x, y, slides = zip(*blocks, strict=True)
+    head.fit(np.concatenate(x), np.concatenate(y), groups=np.repeat(slides, [len(part) for part in x]))
+
+
+def _present(
+    slide: str, X: Mapping[str, Any], Y: Mapping[str, Any], mask: Mapping[str, Any] | None
+) -> NDArray[np.intp]:
+    """Return the rows of a slide that have an embedding, after checking that its arrays belong together."""
+    for what, found in (("features", X), ("targets", Y), ("mask", mask)):
+        if found is None or slide not in found:
+            raise InputError(f"slide {slide} has no {what}: give them, or take it out of the split")
+        if found[slide] is not None and len(found[slide]) != len(X[slide]):
+            raise InputError(
+                f"slide {slide} has {len(X[slide])} rows of features but {len(found[slide])} of {what}: "
+                "join them by spot id first"
+            )
+    x = X[slide]
+    missing = [np.isnan(x[i : i + 16384]).all(axis=1) for i in range(0, len(x), 16384)]
+    return np.flatnonzero(~np.concatenate(missing)) if missing else np.zeros(0, dtype=np.intp)
+
+
+def _take(array: Any, rows: NDArray[np.intp]) -> Any:
+    """Return rows of an array, not copied when they are all of them."""
+    return array if len(rows) == len(array) else array[rows]
+
+
+def _scores(parts: list[tuple[Any, Any, Any]], which: Which) -> Row:
+    """Score the parts pooled; a score that does not exist is None, so that the row is valid JSON."""
+    if not sum(len(truth) for truth, _, _ in parts):
+        return dict.fromkeys(KEYS[5:-1]) | {"n_spots": 0}
+    truth, predicted = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    seen = np.concatenate([part[2] for part in parts]) if which == "measured" else None
+    found = score(truth, predicted, mask=seen, which=which)
+    return {
+        key: None if isinstance(found[key], float) and math.isnan(found[key]) else found[key]
+        for key in KEYS[5:]
+    }

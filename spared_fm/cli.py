@@ -1,0 +1,320 @@
+"""The command line: parse, call, print. No logic lives here.
+
+Exit codes: 0 done, 1 failed (one line on standard error), 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spared_fm import __version__
+from spared_fm.errors import InputError
+
+app = typer.Typer(
+    name="spared-fm",
+    help="Encode histology patches once, keep them beside the expression of the same spots, then fit, benchmark and search.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    epilog="Add `--debug` anywhere to see a traceback. Try `spared-fm demo` first.",
+)
+
+Store = Annotated[Path, typer.Option("--store", "-s", help="Folder of the store.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Cohort = Annotated[str, typer.Option("--cohort", "-c", help="Cohort name.", show_default=False)]
+Standardize = Annotated[str, typer.Option(help="Feature standardisation: slide, train or none.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"spared-fm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: `spared-fm demo --store my-demo`")
+def demo(
+    store: Annotated[Path, typer.Option("--store", "-s", help="Folder to make.")] = Path("demo-store"),
+    seed: Annotated[int, typer.Option(help="Seed of the synthetic study.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run every step on a synthetic study and write a report (under three minutes on two cores)."""
+    from spared_fm.study.demo import demo as run
+
+    _print(run(store, seed=seed, progress=True), as_json)
+
+
+@app.command(epilog="Example: `spared-fm ingest sample1/outs --store S --patient P1 --split train`")
+def ingest(
+    paths: Annotated[list[Path], typer.Argument(help="counts.h5ad + image.* folder, Space Ranger outs/, or counts .h5ad.")],
+    store: Store,
+    slide: Annotated[str | None, typer.Option(help="Slide id; by default from the path.")] = None,
+    patient: Annotated[str | None, typer.Option(help="Patient id.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, val or test.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Microns per full-resolution pixel, where the image doesn't say.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Full-resolution image, for a Space Ranger folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add slides: image, spots and raw counts."""
+    import spared_fm
+
+    if len(paths) > 1 and (slide or image):
+        raise InputError("--slide and --image go with one path")
+    study = spared_fm.open(store, create=True)
+    rows = []
+    for path in paths:
+        rows += study.ingest(path, slide=slide, patient=patient, split=split, mpp=mpp, image=image, progress=True)
+    _print(rows, as_json)
+
+
+@app.command(epilog="Example: `spared-fm encode --store S --encoder stain-bank --encoder timm:vit_small_patch16_224`")
+def encode(
+    store: Store,
+    encoder: Annotated[list[str], typer.Option("--encoder", "-e", help="stain-bank, or timm:<model>.", show_default=False)],
+    slide: Annotated[list[str] | None, typer.Option(help="Slide id or glob; by default all with an image.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="random, pretrained, or a file (.safetensors or a plain state dict).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    key: Annotated[str | None, typer.Option(help="Name of the array in obsm, instead of the encoder's.")] = None,
+    patch_um: Annotated[float, typer.Option(help="Patch side, µm.")] = 112.0,
+    patch_px: Annotated[int, typer.Option(help="Patch side after resampling, pixels.")] = 224,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Local worker processes; 0 encodes in this process.")] = 0,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a running dask scheduler.")] = None,
+    chunk_rows: Annotated[int, typer.Option(help="Rows per chunk of new arrays: what a kill may cost.")] = 1024,
+    batch_size: Annotated[int, typer.Option(help="Patches per forward pass; fixed in new arrays.")] = 32,
+    threads: Annotated[int | None, typer.Option(help="Threads per worker; fixed in new arrays.")] = None,
+    store_dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    as_json: AsJson = False,
+) -> None:
+    """Encode every patch once. Run it again after a kill: finished chunks stay."""
+    import spared_fm
+
+    rows = spared_fm.open(store).encode(
+        encoder,
+        slides=slide,
+        weights=weights,
+        seed=seed,
+        key=key,
+        patch_um=patch_um,
+        patch_px=patch_px,
+        device=device,
+        workers=workers,
+        scheduler=scheduler,
+        chunk_rows=chunk_rows,
+        batch_size=batch_size,
+        threads=threads,
+        store_dtype=store_dtype,
+        progress=True,
+    )
+    _print(rows, as_json)
+
+
+@app.command(epilog="Example: `spared-fm cohort --store S --name C --genes 50 --panel variance`")
+def cohort(
+    store: Store,
+    name: Annotated[str, typer.Option("--name", "-n", help="Cohort name.", show_default=False)],
+    slides: Annotated[list[str] | None, typer.Option(help="Slide id or glob; by default all that have counts.")] = None,
+    split: Annotated[Path | None, typer.Option(help="CSV with the columns slide, split.")] = None,
+    split_by: Annotated[str | None, typer.Option(help="Split at random by patient or slide.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of --split-by.")] = 0,
+    genes: Annotated[int, typer.Option(help="Genes in the panel.")] = 128,
+    panel: Annotated[str, typer.Option(help="variance, moran, hvg, or a file of gene names.")] = "variance",
+    as_json: AsJson = False,
+) -> None:
+    """Make targets: one gene panel (fitted on training slides) and one split over slides."""
+    import spared_fm
+
+    result = spared_fm.open(store).cohort(
+        name, slides=slides, split=split, split_by=split_by, seed=seed, n_genes=genes, panel=panel
+    )
+    _print(result, as_json)
+
+
+@app.command(epilog="Example: `spared-fm complete --store S --cohort C --method adaptive-median`")
+def complete(
+    store: Store,
+    cohort: Cohort,
+    method: Annotated[str, typer.Option(help="Completion method.")] = "adaptive-median",
+    source: Annotated[str, typer.Option(help="Layer to complete.")] = "lognorm",
+    as_json: AsJson = False,
+) -> None:
+    """Fill the entries that dropout lost, as a new layer of the cohort."""
+    import spared_fm
+
+    _print(spared_fm.open(store).complete(cohort, method=method, source=source), as_json)
+
+
+@app.command(epilog="Example: `spared-fm fit --store S --cohort C --encoder stain-bank --target lognorm --head ridge`")
+def fit(
+    store: Store,
+    cohort: Cohort,
+    encoder: Annotated[str, typer.Option("--encoder", "-e", help="Encoder name or array key.", show_default=False)],
+    target: Annotated[str, typer.Option("--target", "-t", help="Layer to predict.")] = "lognorm",
+    head: Annotated[str, typer.Option(help="Head name.")] = "ridge",
+    standardize: Standardize = "slide",
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit one head on the training slides and save it with its card."""
+    import spared_fm
+
+    result = spared_fm.open(store).fit(
+        cohort, encoder=encoder, target_layer=target, head=head, standardize=standardize, name=name
+    )
+    _print(result, as_json)
+
+
+@app.command(epilog="Example: `spared-fm predict --store S --cohort C --run RUN --slide new1 --out predictions/`")
+def predict(
+    store: Store,
+    cohort: Cohort,
+    run: Annotated[str, typer.Option(help="Run name printed by fit.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for one .h5ad per slide.", show_default=False)],
+    slide: Annotated[list[str] | None, typer.Option(help="Slide id or glob; by default all that are encoded.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Apply a saved head to slides, measured or not; scanpy opens the result."""
+    import spared_fm
+
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name, adata in spared_fm.open(store).predict(cohort, run, slides=slide).items():
+        adata.write_h5ad(out / f"{name}.h5ad")
+        rows.append({"slide": name, "spots": adata.n_obs, "genes": adata.n_vars, "path": str(out / f"{name}.h5ad")})
+    _print(rows, as_json)
+
+
+@app.command(epilog="Example: `spared-fm benchmark --store S --cohort C --encoder stain-bank --head gene-mean --head ridge`")
+def benchmark(
+    store: Store,
+    cohort: Cohort,
+    encoder: Annotated[list[str], typer.Option("--encoder", "-e", help="Encoder names or array keys.", show_default=False)],
+    head: Annotated[list[str] | None, typer.Option(help="Head names; by default gene-mean and ridge.")] = None,
+    target: Annotated[list[str] | None, typer.Option("--target", "-t", help="Layers; by default lognorm.")] = None,
+    score: Annotated[str, typer.Option(help="Score all entries, or measured ones.")] = "all",
+    standardize: Standardize = "slide",
+    shuffle: Annotated[int | None, typer.Option(help="Seed: pair spots and targets at random; must score about 0.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write an HTML report with pictures.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit on train slides, predict the others, score per slide and pooled."""
+    import spared_fm
+
+    rows = spared_fm.open(store).benchmark(
+        cohort,
+        encoders=encoder,
+        heads=head or ["gene-mean", "ridge"],
+        targets=target or ["lognorm"],
+        score=score,
+        standardize=standardize,
+        shuffle_seed=shuffle,
+        report=report,
+    )
+    _print(rows.astype(object).where(rows.notna(), None).to_dict("records"), as_json)
+
+
+@app.command(epilog="Example: `spared-fm search --store S --encoder stain-bank --spot slide1/AAAC-1 -k 5 --exclude slide`")
+def search(
+    store: Store,
+    encoder: Annotated[str, typer.Option("--encoder", "-e", help="Encoder name or array key.", show_default=False)],
+    spot: Annotated[list[str] | None, typer.Option(help="Query spot, SLIDE/BARCODE.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Query image file: one patch, or any image with --mpp.")] = None,
+    k: Annotated[int, typer.Option("-k", help="Results per query.")] = 10,
+    exclude: Annotated[str | None, typer.Option(help="Leave out the query's own slide or patient.")] = None,
+    slide: Annotated[list[str] | None, typer.Option(help="Slides to search, id or glob.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Weights file of the encoder, for image queries.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Microns per pixel of the query images.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the most similar patches (cosine, exact)."""
+    import spared_fm
+
+    rows = spared_fm.open(store).search(
+        encoder, spots=spot or [], images=image or [], k=k, exclude=exclude, slides=slide, weights=weights, mpp=mpp
+    )
+    _print(rows.to_dict("records"), as_json)
+
+
+@app.command(epilog="Example: `spared-fm info --store S`")
+def info(store: Store, as_json: AsJson = False) -> None:
+    """Say what the store holds."""
+    import spared_fm
+
+    found = spared_fm.open(store).info()
+    if as_json:
+        _print(found, as_json)
+        return
+    rows = [{**row, "embeddings": ", ".join(f"{k} {v['finished']}/{v['chunks']}" for k, v in row["embeddings"].items())} for row in found["slides"]]
+    _print(rows, False)
+    _print([{**row, "split": None} for row in found["cohorts"]], False)
+
+
+def _print(result: Any, as_json: bool) -> None:
+    """Print rows as JSON, or as a table for people; warnings go to standard error."""
+    rows = result if isinstance(result, list) else [result]
+    for row in rows:
+        for warning in row.get("warnings") or []:
+            typer.echo(f"warning: {warning}", err=True)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, allow_nan=False))
+        return
+    if not rows:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    names = [name for name in rows[0] if name not in ("warnings", "stages", "scores") and any(row.get(name) is not None for row in rows)]
+    table = Table(*names)
+    for row in rows:
+        table.add_row(*(_cell(row.get(name)) for name in names))
+    Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_cell(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_cell(item) for item in value)
+    return "" if value is None else str(value)
+
+
+def main() -> None:
+    """Run the command line; the console script."""
+    debug = "--debug" in sys.argv or bool(os.environ.get("SPARED_FM_DEBUG"))
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except Exception as error:  # the command line's edge: everything becomes one line and exit code 1
+        if debug:
+            raise
+        typer.echo(f"error: {_one_line(error)}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("error: interrupted; finished chunks are kept, run the same command again to go on", err=True)
+        sys.exit(130)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, InputError):
+        return text
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'the store'}: {error.strerror}; free space or check permissions, then run the command again"
+    return f"internal error, {type(error).__name__}: {text} (run again with --debug and report it)"

@@ -1,0 +1,1 @@
+"""The extract room: plan → dask tasks → chunks. Knows store, slides and encoders."""

@@ -1,0 +1,118 @@
+"""Run a plan on dask: in this process, on a cluster of local processes, or on a scheduler that is already there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from spared_fm.errors import InputError
+from spared_fm.extract.task import Done, encode_chunk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import distributed
+
+    from spared_fm.extract.plan import Plan, Task
+
+
+@dataclasses.dataclass
+class Summary:
+    """What a run did: patches, wall seconds, seconds per stage summed over workers."""
+
+    patches: int
+    wall: float
+    seconds: dict[str, float]
+
+
+def run(
+    plan: Plan,
+    *,
+    workers: int = 0,
+    scheduler: str | None = None,
+    on_done: Callable[[Done], Any] = lambda done: None,
+) -> Summary:
+    """Encode the plan's unfinished chunks.
+
+    Parameters
+    ----------
+    plan
+        From :func:`spared_fm.extract.plan.make_plan`.
+    workers
+        0: in this process. N: a ``LocalCluster`` of N processes with one thread each.
+    scheduler
+        Address of a running dask scheduler; its workers must see the store and the images.
+    on_done
+        Called with each finished task, for progress.
+
+    Raises
+    ------
+    InputError
+        From a task, or no scheduler answers.
+    OverflowError
+        An embedding does not fit the stored dtype.
+    """
+    started = time.perf_counter()
+    summary = Summary(0, 0.0, {})
+
+    def count(done: Done) -> None:
+        summary.patches += done.patches
+        for stage, value in done.seconds.items():
+            summary.seconds[stage] = summary.seconds.get(stage, 0.0) + value
+        on_done(done)
+
+    if plan.tasks:
+        with _client(workers, scheduler) as client:
+            _drive(client, plan.tasks, count)
+    summary.wall = time.perf_counter() - started
+    return summary
+
+
+def _drive(client: distributed.Client, tasks: list[Task], count: Callable[[Done], None]) -> None:
+    from distributed import as_completed
+
+    # pure=False: the receipt decides what is done, not dask's memory of a key.
+    futures = client.map(encode_chunk, tasks, pure=False, batch_size=1000)
+    try:
+        for future in as_completed(futures):
+            count(future.result())
+            future.release()
+    except BaseException:
+        client.cancel(futures, force=True)
+        raise
+
+
+@contextlib.contextmanager
+def _client(workers: int, scheduler: str | None) -> Iterator[distributed.Client]:
+    import dask
+    from distributed import Client, LocalCluster
+
+    if workers < 0:
+        raise InputError("--workers must be 0 (in this process) or more")
+    if scheduler:
+        try:
+            client = Client(scheduler, timeout="10s")
+        except (OSError, ValueError) as error:
+            raise InputError(f"no dask scheduler answers at {scheduler}; start one with `dask scheduler`") from error
+        with client:
+            yield client
+        return
+    # Threads are set per task from the array's plan; BLAS pools of worker processes follow it from the start.
+    threads = str(max(1, (os.cpu_count() or 1) // max(1, workers)))
+    environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    with (
+        dask.config.set({"distributed.nanny.pre-spawn-environ": environment, "distributed.worker.daemon": True}),
+        LocalCluster(
+            n_workers=max(1, workers),
+            threads_per_worker=1,
+            processes=workers > 0,
+            dashboard_address=None,
+            memory_limit=None,
+            silence_logs=50,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client

@@ -1,0 +1,151 @@
+"""Where things lie in a store, how a store is made and recognised, and which names are allowed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from spared_fm.errors import InputError
+from spared_fm.store.files import LocalFiles
+
+FORMAT = "spared-fm"
+FORMAT_VERSION = 1
+DATA = "data.zarr"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2).encode()
+
+
+def check_name(name: str, what: str) -> str:
+    """Return ``name`` if it may name a node on disk, else raise :class:`InputError`.
+
+    Parameters
+    ----------
+    name
+        Candidate name.
+    what
+        The kind of thing, for the message (``"slide"``, ``"cohort"`` …).
+    """
+    if not _NAME.fullmatch(name):
+        suggestion = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-") or "x"
+        raise InputError(
+            f"{what} name {name!r} may only use A-Z a-z 0-9 . _ - and starts with a letter or digit: try {suggestion!r}"
+        )
+    return name
+
+
+def slug(encoder: str) -> str:
+    """Turn an encoder's name into an array key: no ``/``, no ``:``.
+
+    >>> slug("timm:vit_small_patch16_224")
+    'timm.vit_small_patch16_224'
+    """
+    return re.sub(r"[^A-Za-z0-9._@-]+", "_", encoder.replace(":", ".")).strip("._")
+
+
+class Layout:
+    """Paths inside one store.
+
+    Parameters
+    ----------
+    root
+        The store's folder.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).absolute()
+        self.files = LocalFiles(self.root)
+
+    @classmethod
+    def open(cls, root: str | Path) -> Layout:
+        """Open an existing store.
+
+        Raises
+        ------
+        InputError
+            There is no store at ``root``, or its format is newer than this version reads.
+        """
+        layout = cls(root)
+        try:
+            marker = json.loads(layout.files.read(f"{DATA}/zarr.json"))["attributes"][FORMAT]
+            version = int(marker["format_version"])
+        except FileNotFoundError:
+            raise InputError(f"{root}: no store here; `spared-fm ingest … --store {root}` makes one") from None
+        except (NotADirectoryError, ValueError, KeyError, TypeError):
+            raise InputError(f"{root}: {DATA}/zarr.json is not that of a spared-fm store; point --store elsewhere") from None
+        if version > FORMAT_VERSION:
+            raise InputError(
+                f"{root}: store format {version} is newer than {FORMAT_VERSION}, the newest this version reads; upgrade spared-fm"
+            )
+        return layout
+
+    @classmethod
+    def create(cls, root: str | Path) -> Layout:
+        """Open the store at ``root``, making an empty one where there is nothing.
+
+        Raises
+        ------
+        InputError
+            ``root`` is a file or a folder that holds something else.
+        """
+        layout = cls(root)
+        if layout.files.exists(f"{DATA}/zarr.json"):
+            return cls.open(root)
+        if layout.root.exists() and not layout.root.is_dir():
+            raise InputError(f"{root}: is a file, not a store; name a folder")
+        if layout.root.is_dir() and set(layout.files.list("")) - {".staging", DATA}:
+            raise InputError(f"{root}: is a folder with other things in it, not a store; name a new or an empty folder")
+        attributes = {FORMAT: {"format_version": FORMAT_VERSION}}
+        root_group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        for group in ("slides", "cohorts"):
+            layout.files.put_if_absent(f"{DATA}/{group}/zarr.json", _GROUP)
+        # The marker comes last: before it there is no store, after it the store is whole.
+        layout.files.put_if_absent(f"{DATA}/zarr.json", json.dumps(root_group, indent=2).encode())
+        return cls.open(root)
+
+    def slide(self, slide: str) -> str:
+        """Key of a slide node."""
+        return f"{DATA}/slides/{slide}"
+
+    def cohort(self, cohort: str) -> str:
+        """Key of a cohort node."""
+        return f"{DATA}/cohorts/{cohort}"
+
+    def embedding(self, slide: str, key: str) -> str:
+        """Key of an embedding array."""
+        return f"{self.slide(slide)}/obsm/{key}"
+
+    def head(self, cohort: str, run: str) -> str:
+        """Key of a fitted head's folder."""
+        return f"heads/{cohort}/{run}"
+
+    def attributes(self, node: str) -> dict[str, Any] | None:
+        """Our attributes of a zarr node, or None when it is absent or not one of ours."""
+        try:
+            return json.loads(self.files.read(f"{node}/zarr.json"))["attributes"].get(FORMAT)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{self.root / node}/zarr.json is damaged ({error}); restore it or remove the node") from error
+
+    def set_attributes(self, node: str, attributes: dict[str, Any]) -> None:
+        """Replace our attributes of a zarr node in one atomic write."""
+        metadata = json.loads(self.files.read(f"{node}/zarr.json"))
+        metadata["attributes"][FORMAT] = attributes
+        self.files.replace(f"{node}/zarr.json", json.dumps(metadata, indent=2).encode())
+
+    def slides(self) -> list[str]:
+        """Ids of the slides in the store, sorted."""
+        return self._nodes(f"{DATA}/slides")
+
+    def cohorts(self) -> list[str]:
+        """Names of the cohorts in the store, sorted."""
+        return self._nodes(f"{DATA}/cohorts")
+
+    def embeddings(self, slide: str) -> list[str]:
+        """Keys of a slide's embedding arrays, sorted."""
+        return self._nodes(f"{self.slide(slide)}/obsm")
+
+    def _nodes(self, parent: str) -> list[str]:
+        return [name for name in self.files.list(parent) if self.attributes(f"{parent}/{name}") is not None]

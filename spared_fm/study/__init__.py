@@ -1,0 +1,1 @@
+"""The study room: one function per verb, over all other rooms. Imports lazily, so that ``import spared_fm`` stays light."""

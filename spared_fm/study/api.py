@@ -1,0 +1,132 @@
+"""The object ``spared_fm.open`` gives: a store and the verbs on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from spared_fm.store.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import anndata as ad
+    import numpy as np
+    import pandas as pd
+
+
+class Study:
+    """A store with its verbs. Each verb is documented at the function it calls, in ``spared_fm.study``.
+
+    Parameters
+    ----------
+    path
+        The store's folder.
+    create
+        Make an empty store where there is none.
+    """
+
+    def __init__(self, path: str | Path, *, create: bool = False) -> None:
+        self.layout = Layout.create(path) if create else Layout.open(path)
+
+    def __repr__(self) -> str:
+        return f"Study({str(self.layout.root)!r}: {len(self.slides)} slides, {len(self.cohorts)} cohorts)"
+
+    @property
+    def slides(self) -> list[str]:
+        """Ids of the slides, sorted."""
+        return self.layout.slides()
+
+    @property
+    def cohorts(self) -> list[str]:
+        """Names of the cohorts, sorted."""
+        return self.layout.cohorts()
+
+    def slide(self, slide: str) -> ad.AnnData:
+        """Read a slide: raw counts, spots, thumbnail and whatever embeddings it has (rows without a receipt are NaN)."""
+        from spared_fm.store.embeddings import slide_record
+        from spared_fm.store.nodes import read_node
+
+        slide_record(self.layout, slide)
+        return read_node(self.layout, self.layout.slide(slide))
+
+    def features(self, slide: str, encoder: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
+        """Embeddings of a slide's spots, shape (spots, dim); raises where a chunk is unfinished."""
+        from spared_fm.store.embeddings import EmbeddingArray
+        from spared_fm.study.encode import find_key
+
+        array = EmbeddingArray(self.layout, slide, find_key(self.layout, [slide], encoder))
+        array.check_current()
+        return array.read(rows)
+
+    def cohort_data(self, name: str) -> ad.AnnData:
+        """Read a cohort: spots × panel genes with its registered layers."""
+        from spared_fm.study.cohort import cohort_data
+
+        return cohort_data(self.layout, name)
+
+    def ingest(self, path: str | Path, **options: Any) -> list[dict[str, Any]]:
+        """Add the slides at ``path``; see :func:`spared_fm.study.ingest.ingest`."""
+        from spared_fm.study.ingest import ingest
+
+        return ingest(self.layout, path, **options)
+
+    def encode(self, encoders: str | Sequence[str], **options: Any) -> list[dict[str, Any]]:
+        """Encode slides; see :func:`spared_fm.study.encode.encode`."""
+        from spared_fm.study.encode import encode
+
+        return encode(self.layout, encoders, **options)
+
+    def cohort(self, name: str, **options: Any) -> dict[str, Any]:
+        """Make a cohort; see :func:`spared_fm.study.cohort.cohort`."""
+        from spared_fm.study.cohort import cohort
+
+        return cohort(self.layout, name, **options)
+
+    def complete(self, cohort: str, **options: Any) -> dict[str, Any]:
+        """Complete a layer; see :func:`spared_fm.study.cohort.complete`."""
+        from spared_fm.study.cohort import complete
+
+        return complete(self.layout, cohort, **options)
+
+    def fit(self, cohort: str, **options: Any) -> dict[str, Any]:
+        """Fit and save a head; see :func:`spared_fm.study.evaluate.fit`."""
+        from spared_fm.study.evaluate import fit
+
+        return fit(self.layout, cohort, **options)
+
+    def predict(self, cohort: str, run: str, **options: Any) -> Mapping[str, ad.AnnData]:
+        """Apply a saved head; see :func:`spared_fm.study.evaluate.predict`."""
+        from spared_fm.study.evaluate import predict
+
+        return predict(self.layout, cohort, run, **options)
+
+    def benchmark(self, cohort: str, *, report: str | Path | None = None, **options: Any) -> pd.DataFrame:
+        """Score heads; see :func:`spared_fm.study.evaluate.benchmark`. One row per encoder, head, target, split and slide.
+
+        ``report`` names an HTML file to write beside.
+        """
+        import pandas as pd
+
+        from spared_fm.study.evaluate import benchmark
+
+        results = benchmark(self.layout, cohort, **options)
+        if report is not None:
+            from spared_fm.study.reporting import benchmark_report
+
+            benchmark_report(self.layout, cohort, results, report)
+        return pd.DataFrame([row for _, found in results for row in found.rows])
+
+    def search(self, encoder: str, **options: Any) -> pd.DataFrame:
+        """Find similar patches; see :func:`spared_fm.study.search.search`."""
+        import pandas as pd
+
+        from spared_fm.study.search import search
+
+        return pd.DataFrame(search(self.layout, encoder, **options))
+
+    def info(self) -> dict[str, Any]:
+        """Say what the store holds; see :func:`spared_fm.study.info.info`."""
+        from spared_fm.study.info import info
+
+        return info(self.layout)

@@ -1,0 +1,270 @@
+"""Fit, predict and benchmark: heads on cached embeddings, joined to targets by spot id."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spared_fm.errors import InputError
+from spared_fm.store.embeddings import EmbeddingArray
+from spared_fm.store.nodes import read_elem
+from spared_fm.store.recipe import digest
+from spared_fm.study.cohort import cohort_record, target
+from spared_fm.study.encode import choose_slides, find_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import anndata as ad
+    import pandas as pd
+
+    from spared_fm.benchmark.runner import Evaluation
+    from spared_fm.heads.base import Head
+    from spared_fm.store.layout import Layout
+
+
+@dataclasses.dataclass
+class Joined:
+    """Embeddings of a cohort's spots, slide by slide, rows in cohort order.
+
+    Attributes
+    ----------
+    key
+        Array key.
+    features
+        Slide → (spots, dim) in the stored dtype; absent rows are NaN.
+    rows
+        Slide → row numbers of its spots in the cohort.
+    recipe_id
+        Recipe of the embeddings.
+    """
+
+    key: str
+    features: dict[str, np.ndarray]
+    rows: dict[str, np.ndarray]
+    recipe_id: str
+
+
+def join(layout: Layout, cohort: str, encoder: str) -> Joined:
+    """Join the embeddings of ``encoder`` to a cohort's spots by (slide, barcode), never by position.
+
+    Raises
+    ------
+    InputError
+        Embeddings are missing, unfinished, stale, or lack a spot of the cohort.
+    """
+    record = cohort_record(layout, cohort)
+    obs: pd.DataFrame = read_elem(layout, f"{layout.cohort(cohort)}/obs")
+    slides = list(record["split"])
+    key = find_key(layout, slides, encoder)
+    joined = Joined(key, {}, {}, "")
+    for slide in slides:
+        array = EmbeddingArray(layout, slide, key)
+        array.check_current()
+        rows = np.flatnonzero(obs["slide"].to_numpy() == slide)
+        barcodes = read_elem(layout, f"{layout.slide(slide)}/obs").index
+        positions = barcodes.get_indexer(obs["barcode"].to_numpy()[rows])
+        if (positions < 0).any():
+            lost = obs["barcode"].iloc[rows[np.argmax(positions < 0)]]
+            raise InputError(f"cohort {cohort!r}: spot {slide}/{lost} is no longer in the store; build the cohort again")
+        joined.features[slide] = array.read(positions)
+        joined.rows[slide] = rows
+        joined.recipe_id = array.attributes["recipe_id"]
+    return joined
+
+
+def benchmark(
+    layout: Layout,
+    cohort: str,
+    *,
+    encoders: Sequence[str],
+    heads: Sequence[str] = ("gene-mean", "ridge"),
+    targets: Sequence[str] = ("lognorm",),
+    score: str = "all",
+    standardize: str = "slide",
+    shuffle_seed: int | None = None,
+) -> list[tuple[str, Evaluation]]:
+    """Fit every head on the train slides for every encoder and target, and score the others.
+
+    Parameters
+    ----------
+    layout
+        The store.
+    cohort
+        Cohort name.
+    encoders, heads, targets
+        Encoder names or array keys, head names, layer names.
+    score
+        ``all`` entries or ``measured`` ones.
+    standardize
+        For heads that standardise features: ``slide`` (each slide by its own spots; uses test images, never test
+        expression), ``train`` (by the training slides) or ``none``.
+    shuffle_seed
+        Pair features and targets of the training slides at random, as a check.
+
+    Returns
+    -------
+    list of (str, Evaluation)
+        Per (encoder, head, target): the array key and rows, predictions, fitted head.
+
+    Raises
+    ------
+    InputError
+        Unknown names, embeddings that are missing or unfinished, no held-out slide.
+    """
+    from spared_fm.benchmark.runner import evaluate
+
+    if score not in ("all", "measured"):
+        raise InputError(f"--score {score!r} is not all or measured")
+    record = cohort_record(layout, cohort)
+    layers = {layer: target(layout, cohort, layer) for layer in targets}
+    mask = target(layout, cohort, "mask") if score == "measured" else None
+    results = []
+    for encoder in encoders:
+        joined = join(layout, cohort, encoder)
+        for layer in targets:
+            for head in heads:
+                found = evaluate(
+                    make_head(head, standardize),
+                    encoder=encoder,
+                    target=layer,
+                    X=joined.features,
+                    Y={slide: layers[layer][rows] for slide, rows in joined.rows.items()},
+                    mask=None if mask is None else {slide: mask[rows] for slide, rows in joined.rows.items()},
+                    split=record["split"],
+                    which=score,  # type: ignore[arg-type]
+                    shuffle_seed=shuffle_seed,
+                )
+                results.append((joined.key, found))
+    return results
+
+
+def fit(
+    layout: Layout,
+    cohort: str,
+    *,
+    encoder: str,
+    target_layer: str = "lognorm",
+    head: str = "ridge",
+    standardize: str = "slide",
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Fit one head on the cohort's training slides and save it under ``heads/<cohort>/<run>/``.
+
+    Parameters
+    ----------
+    layout
+        The store.
+    cohort, encoder, target_layer, head, standardize
+        As for :func:`benchmark`.
+    name
+        Name of the run; by default made of encoder, target and head.
+
+    Returns
+    -------
+    dict
+        cohort, run, path, encoder key, target, head, scores (the held-out rows of :func:`benchmark`).
+
+    Raises
+    ------
+    InputError
+        As for :func:`benchmark`; or the run exists.
+    """
+    from spared_fm.heads.io import save
+    from spared_fm.store.layout import check_name
+
+    record = cohort_record(layout, cohort)
+    [(key, found)] = benchmark(
+        layout, cohort, encoders=[encoder], heads=[head], targets=[target_layer], standardize=standardize
+    )
+    run = check_name(name or f"{key}-{target_layer}-{head}".replace("@", "-"), "run")
+    recipe_id = EmbeddingArray(layout, next(iter(record["split"])), key).attributes["recipe_id"]
+    card = {
+        "cohort": cohort,
+        "cohort_settings": record["settings_digest"],
+        "encoder": key,
+        "recipe_id": recipe_id,
+        "target": target_layer,
+        "genes": list(read_elem(layout, f"{layout.cohort(cohort)}/var").index),
+        "train_slides": [slide for slide, part in record["split"].items() if part == "train"],
+        "scores": found.rows,
+    }
+    folder = layout.files.path(layout.head(cohort, run))
+    if folder.exists():
+        raise InputError(f"{folder} exists already; give --name for another run, or delete it to fit again")
+    save(found.head, folder, card)
+    return {
+        "cohort": cohort,
+        "run": run,
+        "path": str(folder),
+        "encoder": key,
+        "target": target_layer,
+        "head": head,
+        "fit_id": digest(card)[:16],
+        "scores": found.rows,
+    }
+
+
+def predict(
+    layout: Layout, cohort: str, run: str, *, slides: str | Sequence[str] | None = None
+) -> dict[str, ad.AnnData]:
+    """Apply a saved head to slides, with or without measured expression.
+
+    Parameters
+    ----------
+    layout
+        The store.
+    cohort, run
+        Where the head was saved.
+    slides
+        Glob or ids; by default every slide that has embeddings of the head's encoder.
+
+    Returns
+    -------
+    dict of AnnData
+        Slide → spots × genes with the predictions in ``X`` (float32; NaN where the patch is absent), ``obs`` and
+        ``obsm['spatial']`` of the slide, and the head's identity in ``uns['prediction']``.
+
+    Raises
+    ------
+    InputError
+        No such head, or embeddings that are missing or of another recipe.
+    """
+    import anndata
+
+    from spared_fm.heads.io import load
+
+    head, card = load(layout.files.path(layout.head(cohort, run)))
+    key = card["encoder"]
+    chosen = choose_slides(layout, slides)
+    if slides is None:
+        chosen = [slide for slide in chosen if key in layout.embeddings(slide)]
+    predictions = {}
+    for slide in chosen:
+        array = EmbeddingArray(layout, slide, key)
+        array.check_current()
+        if array.attributes["recipe_id"] != card["recipe_id"]:
+            raise InputError(f"slide {slide}: {key!r} has another recipe than the head was fitted on; encode it the same way")
+        features = array.read()
+        present = np.isfinite(features).all(axis=1)
+        values = np.full((len(features), len(card["genes"])), np.nan, dtype=np.float32)
+        values[present] = head.predict(features[present], groups=np.full(int(present.sum()), slide))
+        node = layout.slide(slide)
+        adata = anndata.AnnData(X=values, obs=read_elem(layout, f"{node}/obs"))
+        adata.var_names = card["genes"]
+        adata.obsm["spatial"] = read_elem(layout, f"{node}/obsm/spatial")
+        adata.uns["spatial"] = read_elem(layout, f"{node}/uns/spatial")
+        adata.uns["prediction"] = {"cohort": cohort, "run": run, "encoder": key, "target": card["target"]}
+        predictions[slide] = adata
+    return predictions
+
+
+def make_head(name: str, standardize: str) -> Head:
+    """Make an unfitted head; ``standardize`` reaches the heads that take it."""
+    from spared_fm.heads.registry import make
+
+    if standardize not in ("slide", "train", "none"):
+        raise InputError(f"--standardize {standardize!r} is not slide, train or none")
+    return make(name, **({"standardize": standardize} if "standardize" in make(name).get_params() else {}))

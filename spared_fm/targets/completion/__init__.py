@@ -1,0 +1,1 @@
+"""Completion: fill the entries of a target that dropout lost."""

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+
+import google_crc32c
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spared_fm.errors import InputError
+from spared_fm.store import mapped
+from spared_fm.store.embeddings import EmbeddingArray, IncompleteError
+from spared_fm.store.layout import Layout
+from spared_fm.store.recipe import Recipe
+
+MakeStore = Callable[..., Layout]
+DIM = 4
+
+
+def plan(layout: Layout, recipe: Recipe, *, key: str = "enc", chunk_rows: int = 4, **settings: object) -> EmbeddingArray:
+    return EmbeddingArray.plan(layout, "s1", key, recipe=recipe, dim=DIM, chunk_rows=chunk_rows, settings=settings)
+
+
+def fill(array: EmbeddingArray, seed: int = 0) -> np.ndarray:
+    values = np.random.default_rng(seed).normal(size=array.shape).astype(np.float16)
+    for k in range(array.n_chunks):
+        array.write_chunk(k, values[array.rows(k)], device="cpu")
+    return values
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(n=st.integers(1, 23), chunk_rows=st.integers(1, 9), data=st.data())
+def test_mapped_rows_are_those_of_plain_zarr(
+    make_store: MakeStore, recipe: Recipe, n: int, chunk_rows: int, data: st.DataObject
+):
+    layout = make_store(n_spots=n, folder=f"s{np.random.default_rng().integers(1 << 40)}")
+    array = plan(layout, recipe, chunk_rows=chunk_rows)
+    values = fill(array)
+    rows = np.array(data.draw(st.lists(st.integers(0, n - 1), max_size=12)), dtype=np.int64)
+    plain = zarr.open_array(layout.root / array.node, mode="r")[:]
+    np.testing.assert_array_equal(plain, values)
+    np.testing.assert_array_equal(array.read(rows), values[rows])
+    np.testing.assert_array_equal(array.read(), values)
+    array._raw = False  # the fall-back for compressed or remote arrays
+    np.testing.assert_array_equal(array.read(rows), values[rows])
+    np.testing.assert_array_equal(np.concatenate([block for _, block in array.blocks()]), values)
+
+
+def test_more_chunks_than_maps(make_store: MakeStore, recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mapped, "MAPPED_CHUNKS", 2)
+    array = plan(make_store(n_spots=10), recipe, chunk_rows=1)
+    values = fill(array)
+    np.testing.assert_array_equal(array.read(), values)
+
+
+def test_a_chunk_file_is_raw_rows_at_zarrs_default_key(make_store: MakeStore, recipe: Recipe):
+    array = plan(make_store(), recipe)
+    values = fill(array)
+    data = (array.layout.root / "data.zarr/slides/s1/obsm/enc/c/1/0").read_bytes()
+    assert data == values[4:8].tobytes()
+    last = np.frombuffer((array.layout.root / "data.zarr/slides/s1/obsm/enc/c/2/0").read_bytes(), "<f2").reshape(4, DIM)
+    np.testing.assert_array_equal(last[:2], values[8:])
+    assert np.isnan(last[2:]).all()
+
+
+def test_rows_without_a_receipt_are_never_served(make_store: MakeStore, recipe: Recipe):
+    array = plan(make_store(), recipe)
+    values = np.ones((4, DIM), np.float32)
+    array.write_chunk(1, values, device="cpu")
+    np.testing.assert_array_equal(array.read(np.arange(4, 8)), 1.0)
+    for rows in (None, np.array([3]), np.array([8]), np.arange(3, 8)):
+        with pytest.raises(IncompleteError, match="spared-fm encode"):
+            array.read(rows)
+    with pytest.raises(IncompleteError):
+        next(array.blocks())
+    assert array.missing() == [0, 2]
+    # a chunk file whose receipt is gone is not data either
+    (array.layout.root / array.node / "receipts/1.json").unlink()
+    fresh = EmbeddingArray(array.layout, "s1", "enc")
+    with pytest.raises(IncompleteError):
+        fresh.read(np.arange(4, 8))
+
+
+def test_the_receipt_describes_the_chunk(make_store: MakeStore, recipe: Recipe):
+    array = plan(make_store(), recipe)
+    fill(array)
+    data = (array.layout.root / array.node / "c/2/0").read_bytes()
+    receipt = json.loads((array.layout.root / array.node / "receipts/2.json").read_text())
+    assert receipt["rows"] == [8, 10]
+    assert receipt["bytes"] == len(data)
+    assert receipt["crc32c"] == f"{google_crc32c.value(data):08x}"
+    assert receipt["embedding_id"] == array.attributes["embedding_id"]
+    assert receipt["device"] == "cpu"
+
+
+def test_writing_again_changes_nothing_and_keeps_the_first_receipt(make_store: MakeStore, recipe: Recipe):
+    array = plan(make_store(), recipe)
+    values = np.ones((4, DIM), np.float32)
+    assert array.write_chunk(0, values, device="first")
+    assert not array.write_chunk(0, values, device="second")
+    assert EmbeddingArray(array.layout, "s1", "enc").receipt(0)["device"] == "first"
+
+
+def test_only_whole_chunks_of_finite_values_are_taken(make_store: MakeStore, recipe: Recipe):
+    array = plan(make_store(), recipe)
+    with pytest.raises(InputError, match="takes"):
+        array.write_chunk(0, np.ones((3, DIM)), device="cpu")
+    with pytest.raises(InputError, match="takes"):
+        array.write_chunk(2, np.ones((4, DIM)), device="cpu")
+    bad = np.ones((4, DIM))
+    bad[2, 1] = np.nan
+    with pytest.raises(InputError, match="spot row 2"):
+        array.write_chunk(0, bad, device="cpu")
+    with pytest.raises(OverflowError, match="float16"):
+        array.write_chunk(0, np.full((4, DIM), 1e5), device="cpu")
+    assert array.missing() == [0, 1, 2]
+    assert not (array.layout.root / array.node / "c").exists()
+
+
+def test_absent_rows_are_nan_with_a_reason(make_store: MakeStore, recipe: Recipe):
+    array = plan(make_store(), recipe)
+    values = np.ones((4, DIM), np.float32)
+    array.write_chunk(1, values, absent={5: "tile failed to decode"}, device="cpu")
+    assert array.absent() == {5: "tile failed to decode"}
+    found = array.read(np.arange(4, 8))
+    assert np.isnan(found[1]).all()
+    assert np.isfinite(found[[0, 2, 3]]).all()
+
+
+def test_an_absent_chunk_is_stored_too(make_store: MakeStore, recipe: Recipe):
+    array = plan(make_store(), recipe)
+    array.write_chunk(0, np.full((4, DIM), np.nan), absent=dict.fromkeys(range(4), "x"), device="cpu")
+    assert np.isnan(array.read(np.arange(4))).all()
+
+
+def test_planning_again_is_the_same_array_and_another_recipe_is_refused(make_store: MakeStore, recipe: Recipe):
+    layout = make_store()
+    first = plan(layout, recipe, batch_size=8)
+    values = fill(first)
+    again = plan(layout, recipe, batch_size=16, chunk_rows=5)
+    assert again.attributes["batch_size"] == 8
+    assert again.chunk_rows == 4
+    np.testing.assert_array_equal(again.read(), values)
+    other = dataclasses.replace(recipe, pooling="token", weights="sha256:9")
+    with pytest.raises(InputError, match=rf"another recipe \(weights, pooling\).*enc@{other.id[:8]}"):
+        plan(layout, other)
+
+
+def test_another_image_or_other_spots_under_the_slide_are_noticed(make_store: MakeStore, recipe: Recipe):
+    layout = make_store()
+    array = plan(layout, recipe)
+    fill(array)
+    record = layout.attributes(layout.slide("s1"))
+    assert record is not None
+    for field in ("fingerprint", "spots_digest"):
+        layout.set_attributes(layout.slide("s1"), {**record, field: "other"})
+        with pytest.raises(InputError, match="another image or other spots"):
+            array.check_current()
+        with pytest.raises(InputError, match="another image or other spots"):
+            plan(layout, recipe)
+    layout.set_attributes(layout.slide("s1"), record)
+    array.check_current()
+
+
+def test_a_receipt_of_another_embedding_is_refused(make_store: MakeStore, recipe: Recipe):
+    layout = make_store()
+    array = plan(layout, recipe)
+    other = plan(layout, dataclasses.replace(recipe, pooling="token"), key="other")
+    fill(array)
+    fill(other)
+    shutil.copy(layout.root / other.node / "receipts/0.json", layout.root / array.node / "receipts/0.json")
+    with pytest.raises(InputError, match="another embedding"):
+        EmbeddingArray(layout, "s1", "enc").read()
+    (layout.root / array.node / "receipts/0.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        EmbeddingArray(layout, "s1", "enc").read()
+
+
+def test_unknown_slide_and_key_say_what_there_is(make_store: MakeStore, recipe: Recipe):
+    layout = make_store()
+    plan(layout, recipe)
+    with pytest.raises(InputError, match=r"no embeddings 'x' \(it has: enc\)"):
+        EmbeddingArray(layout, "s1", "x")
+    with pytest.raises(InputError, match=r"no slide 'nope'.*s1"):
+        EmbeddingArray.plan(layout, "nope", "enc", recipe=recipe, dim=DIM)

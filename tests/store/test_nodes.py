@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from spared_fm.errors import InputError
+from spared_fm.store.embeddings import EmbeddingArray
+from spared_fm.store.layout import DATA, FORMAT, Layout
+from spared_fm.store.nodes import read_node, write_layer, write_node
+from spared_fm.store.recipe import Recipe
+from tests.store.conftest import assert_same, make_slide, record_of
+
+names = st.text(st.characters(codec="utf-8", exclude_characters="/\x00", exclude_categories=("Cs",)), min_size=1, max_size=6).filter(
+    lambda name: name not in (".", "..") and not name.startswith("__")
+)
+
+
+@st.composite
+def slides(draw: st.DrawFn) -> ad.AnnData:
+    n, g = draw(st.integers(1, 9)), draw(st.integers(1, 5))
+    counts = draw(hnp.arrays(np.int32, (n, g), elements=st.integers(0, 9)))
+    adata = ad.AnnData(
+        X=sp.csr_matrix(counts) if draw(st.booleans()) else None,
+        obs=pd.DataFrame(index=draw(st.lists(names, min_size=n, max_size=n, unique=True))),
+        var=pd.DataFrame(index=draw(st.lists(names, min_size=g, max_size=g, unique=True))),
+    )
+    adata.obs["total"] = counts.sum(1).astype(float)
+    adata.obsm["spatial"] = draw(hnp.arrays(np.float64, (n, 2), elements=st.floats(-1e6, 1e6)))
+    adata.layers["dense"] = draw(hnp.arrays(np.float32, (n, g), elements=st.floats(-1e3, 1e3, width=32)))
+    adata.uns["spatial"] = {"s": {"metadata": {"um_per_px": 0.5}, "images": {"lowres": np.zeros((3, 4, 3), np.uint8)}}}
+    return adata
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(slides())
+def test_plain_anndata_reads_what_was_put_in_also_an_embedding_added_later(
+    tmp_path_factory: pytest.TempPathFactory, recipe: Recipe, adata: ad.AnnData
+):
+    layout = Layout.create(tmp_path_factory.mktemp("store"))
+    before = adata.copy()
+    write_node(layout, layout.slide("s"), adata, record_of(adata))
+    assert_same(adata, before)  # writing changes nothing
+    assert_same(ad.read_zarr(layout.root / DATA / "slides" / "s"), adata)
+
+    array = EmbeddingArray.plan(layout, "s", "enc", recipe=recipe, dim=3, chunk_rows=4)
+    values = np.random.default_rng(0).normal(size=(adata.n_obs, 3)).astype(np.float16)
+    for k in range(array.n_chunks):
+        array.write_chunk(k, values[array.rows(k)], device="cpu")
+    found = ad.read_zarr(layout.root / DATA / "slides" / "s")
+    np.testing.assert_array_equal(found.obsm["enc"], values)
+    assert found.obsm["enc"].dtype == np.float16
+    del found.obsm["enc"]
+    assert_same(found, adata)
+
+
+def test_nothing_is_consolidated_and_dense_chunks_are_whole_rows(make_store: Callable[..., Layout], recipe: Recipe):
+    layout = make_store(n_spots=1500)
+    EmbeddingArray.plan(layout, "s1", "enc", recipe=recipe, dim=3)
+    for path in (layout.root / DATA).rglob("zarr.json"):
+        assert "consolidated_metadata" not in path.read_text()
+    group = zarr.open_group(layout.root / DATA, mode="r")["slides/s1"]
+    assert group["obsm/spatial"].chunks == (1024, 2)
+    assert group["obsm/enc"].chunks == (1024, 3)
+
+
+def test_a_taken_node_is_refused_and_kept(make_store: Callable[..., Layout]):
+    layout = make_store()
+    before = read_node(layout, layout.slide("s1"))
+    other = make_slide(4, seed=1)
+    with pytest.raises(InputError, match="exists already"):
+        write_node(layout, layout.slide("s1"), other, record_of(other))
+    assert_same(read_node(layout, layout.slide("s1")), before)
+
+
+def test_a_failed_write_leaves_no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    layout = Layout.create(tmp_path / "s")
+    adata = make_slide()
+
+    def fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_node(layout, layout.slide("x"), adata, record_of(adata))
+    monkeypatch.undo()
+    assert layout.slides() == []
+    assert layout.files.list(".staging") == []
+
+
+def test_a_layer_is_registered_last_and_replaced_whole(make_store: Callable[..., Layout]):
+    layout = make_store()
+    adata = make_slide()
+    write_node(layout, layout.cohort("c"), adata, {"layers": {}})
+    for value in (1.0, 2.0):
+        write_layer(layout, "c", "d", np.full((10, 6), value, np.float32), {"method": str(value)})
+    found = ad.read_zarr(layout.root / DATA / "cohorts" / "c")
+    np.testing.assert_array_equal(found.layers["d"], 2.0)
+    assert layout.attributes(layout.cohort("c")) == {"layers": {"d": {"method": "2.0"}}}
+
+
+def test_a_damaged_node_is_named(make_store: Callable[..., Layout]):
+    layout = make_store()
+    (layout.root / DATA / "slides" / "s1" / "zarr.json").write_text("{")
+    with pytest.raises(InputError, match=r"s1.zarr\.json is damaged"):
+        layout.slides()
+
+
+def test_other_peoples_nodes_are_left_alone(make_store: Callable[..., Layout]):
+    layout = make_store()
+    zarr.create_group(layout.root / DATA / "slides" / "theirs", zarr_format=3)
+    assert layout.slides() == ["s1"]
+    assert FORMAT not in zarr.open_group(layout.root / DATA / "slides" / "theirs").attrs
