@@ -2,9 +2,9 @@
 
     python benchmarks/ridge_alphas.py [--n 20000 --dim 1024 --genes 128 --alphas 13 --repeats 3]
 
-The data is SYNTHETIC (normal features with a decaying spectrum). Both sides get the same float64 array and fit
-an intercept; the solutions must agree to 1e-6. Runs are interleaved and medians printed. The threads are those
-of the environment (OMP_NUM_THREADS).
+The data is SYNTHETIC (normal features with a decaying spectrum). Both sides get the same float64 array and
+fit an intercept; the solutions must agree to 1e-6. Runs are interleaved and medians printed. The threads are
+those of the environment (OMP_NUM_THREADS).
 """
 
 from __future__ import annotations

@@ -282,7 +282,9 @@ def _print(result: Any, as_json: bool) -> None:
     table = Table(*names)
     for row in rows:
         table.add_row(*(_cell(row.get(name)) for name in names))
-    Console().print(table)
+    console = Console()
+    # A pipe has no width to fit: ids must not be cut short there.
+    (console if console.is_terminal else Console(width=240)).print(table)
 
 
 def _cell(value: Any) -> str:

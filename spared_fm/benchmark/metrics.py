@@ -138,7 +138,7 @@ def _along(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return PCC and R2 of each gene (axis 0) or each spot (axis 1); NaN where the rule leaves it out."""
     count = seen.sum(axis=axis, keepdims=True)
-    scored = ((count >= 2) & ~_constant(axis, t, t_dtype, seen)).squeeze(axis)
+    scored = ~_constant(axis, t, t_dtype, seen).squeeze(axis)
     flat = _constant(axis, p, p_dtype, seen).squeeze(axis)
     t_centred = np.where(seen, t - t.sum(axis=axis, keepdims=True) / np.maximum(count, 1), 0.0)
     p_centred = np.where(seen, p - p.sum(axis=axis, keepdims=True) / np.maximum(count, 1), 0.0)
@@ -162,7 +162,7 @@ def _along(
 def _constant(
     axis: int, values: NDArray[np.float64], dtype: np.dtype[Any], seen: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Return which lines along ``axis`` vary by no more than rounding (dimension kept)."""
+    """Return which lines along ``axis`` vary by no more than rounding; one entry or none doesn't vary."""
     high = np.max(values, axis=axis, keepdims=True, where=seen, initial=-np.inf)
     low = np.min(values, axis=axis, keepdims=True, where=seen, initial=np.inf)
     size = np.max(np.abs(values), axis=axis, keepdims=True, where=seen, initial=0.0)

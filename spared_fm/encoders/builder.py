@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from spared_fm.encoders.spec import PRETRAINED, RANDOM, EncoderSpec
-from spared_fm.encoders.stain_bank import StainBank
 from spared_fm.encoders.torchvision_ops import declare_missing_operators
 from spared_fm.encoders.weights import fill, weights_digest
 from spared_fm.errors import InputError
@@ -27,6 +26,8 @@ class Encoder:
     ----------
     spec
         What was asked for.
+    versioned_name
+        The name that enters the recipe: with its version for the built-in encoder.
     module
         The network in inference mode on ``device``.
     prepare
@@ -42,6 +43,7 @@ class Encoder:
     """
 
     spec: EncoderSpec
+    versioned_name: str
     module: torch.nn.Module
     prepare: Callable[[np.ndarray], torch.Tensor]
     dim: int
@@ -51,11 +53,6 @@ class Encoder:
     prefix_tokens: int
     compute_dtype: str
     device: str
-
-    @property
-    def versioned_name(self) -> str:
-        """The name that enters the recipe: with the version for the built-in encoder."""
-        return f"{self.spec.name}/{StainBank.version}" if self.spec.loader == "builtin" else self.spec.name
 
     def encode(self, patches: np.ndarray) -> np.ndarray:
         """Encode one batch.
@@ -95,13 +92,17 @@ def build(spec: EncoderSpec, *, device: str = "cpu") -> Encoder:
 
 
 def _build_stain_bank(spec: EncoderSpec, device: str) -> Encoder:
+    from spared_fm.encoders.stain_bank import StainBank
+
     module = StainBank().eval().to(device)
+    version = f"{StainBank.name}/{StainBank.version}"
     return Encoder(
         spec=spec,
+        versioned_name=version,
         module=module,
         prepare=_to_unit_range,
         dim=module.dim,
-        weights=f"{StainBank.name}/{StainBank.version}",
+        weights=version,
         transform={"scale": "1/255"},
         pooling="statistics",
         prefix_tokens=0,
@@ -129,6 +130,7 @@ def _build_timm(spec: EncoderSpec, device: str) -> Encoder:
     digest = weights_digest(model.state_dict())
     return Encoder(
         spec=spec,
+        versioned_name=spec.name,
         module=model.eval().to(device),
         prepare=prepare,
         dim=_output_dim(model, config["input_size"]),

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: A centred sum of squares below this share of the uncentred one is rounding, not variance.
-ROUNDING = 1e-13
+#: A feature that varies by less than this share of its mean is constant (float32 steps by 6e-8).
+CONSTANT = 1e-12
 
 
 @dataclass
@@ -88,13 +88,12 @@ class Moments:
         variance = np.diagonal(self.xx) / max(self.n, 1)
         return np.divide(1.0, np.sqrt(variance), out=np.zeros_like(variance), where=variance > 0)
 
-    def drop_rounding(self, reference: NDArray[np.float64]) -> None:
-        """Set features to exactly zero whose sum of squares is only rounding beside ``reference`` (d,)."""
-        flat = np.diagonal(self.xx) <= ROUNDING * reference
-        if flat.any():
-            self.xx[flat] = 0.0
-            self.xx[:, flat] = 0.0
-            self.xy[flat] = 0.0
+    def drop(self, features: NDArray[np.bool_]) -> None:
+        """Set the products of some features (d,) bool to exactly zero: they are constant."""
+        if features.any():
+            self.xx[features] = 0.0
+            self.xx[:, features] = 0.0
+            self.xy[features] = 0.0
 
 
 class _Slide:
@@ -130,7 +129,7 @@ class _Slide:
         s = self.sums
         mx, my = s.sx / s.n, s.sy / s.n
         out = s.about(mx, my)
-        out.drop_rounding(np.diagonal(s.xx))
+        out.drop(np.diagonal(out.xx) <= rounding(s.n, mx + self.x0))
         out.sx[:] = 0.0
         out.sy[:] = 0.0
         np.maximum(out.yy, 0.0, out=out.yy)
@@ -183,6 +182,11 @@ def _by_label(labels: NDArray[np.str_]) -> Iterator[tuple[str, Any]]:
         yield str(label), slice(None) if len(found) == 1 else np.flatnonzero(index == i)
 
 
+def rounding(n: int, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the centred sum of squares (d,) up to which a feature counts as constant."""
+    return n * (CONSTANT * mean) ** 2
+
+
 def feature_scale(X: Any, rows: NDArray[np.intp], block_rows: int) -> tuple[NDArray[np.float64], ...]:
     """Return mean and 1 ÷ standard deviation of the features over some rows, by the rules of the fit.
 
@@ -213,5 +217,5 @@ def feature_scale(X: Any, rows: NDArray[np.intp], block_rows: int) -> tuple[NDAr
         )
     mean = total / len(rows)
     centred = squares - total * mean
-    variance = np.where(centred <= ROUNDING * squares, 0.0, centred) / len(rows)
+    variance = np.where(centred <= rounding(len(rows), mean + x0), 0.0, centred) / len(rows)
     return mean + x0, np.divide(1.0, np.sqrt(variance), out=np.zeros_like(variance), where=variance > 0)

@@ -8,13 +8,15 @@ import numpy as np
 
 from spared_fm.errors import InputError
 from spared_fm.heads.base import Block, check_features, one_pass, row_labels
-from spared_fm.heads.moments import Moments, feature_scale, gather
+from spared_fm.heads.moments import Moments, feature_scale, gather, rounding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
+#: A sum of squares below this share of that of all slides is rounding, not variance.
+ROUNDING = 1e-13
 #: Thirteen penalties, half a decade to a decade apart, from almost none to almost the gene mean.
 ALPHAS: tuple[float, ...] = tuple(float(a) for a in np.logspace(-1, 5, 13))
 
@@ -112,9 +114,9 @@ class Ridge:
         total = slides[0].about(np.zeros_like(ox), np.zeros_like(oy))
         for slide in slides[1:]:
             total.add(slide)
-        reference = np.diagonal(total.xx).copy()
+        flat = ROUNDING * np.diagonal(total.xx) + rounding(total.n, ox)
 
-        mean_x, mean_y, scale, centred = self._training(total, reference)
+        mean_x, mean_y, scale, centred = self._training(total, flat)
         eigenvalues, V = _eigh(centred.xx)
         P = V.T @ centred.xy
         if len(slides) == 1:
@@ -122,7 +124,7 @@ class Ridge:
         else:
             error = np.zeros((len(alphas), len(oy)))
             for held in slides:
-                error += self._held_out(total.less(held), held, reference, alphas)
+                error += self._held_out(total.less(held), held, flat, alphas)
             error /= total.n
 
         picked = pick_alphas(error, centred.yy / total.n, per_gene=self.alpha_per == "gene")
@@ -232,20 +234,21 @@ class Ridge:
         return [s.about(ox - mean_x, oy - mean_y) for s, mean_x, mean_y in parts], ox, oy
 
     def _training(
-        self, sums: Moments, reference: NDArray[np.float64]
+        self, sums: Moments, flat: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], Moments]:
         """Return means, scale of the features, and the centred, standardised sums of training slides."""
         mean_x, mean_y = sums.sx / sums.n, sums.sy / sums.n
         centred = sums.about(mean_x, mean_y)
-        centred.drop_rounding(reference)
+        # what is left of a feature that varied only in the slide taken out is rounding of the subtraction
+        centred.drop(np.diagonal(centred.xx) <= flat)
         scale = centred.inverse_std() if self.standardize == "train" else np.ones_like(mean_x)
         return mean_x, mean_y, scale, centred.scaled(scale) if self.standardize == "train" else centred
 
     def _held_out(
-        self, rest: Moments, held: Moments, reference: NDArray[np.float64], alphas: NDArray[np.float64]
+        self, rest: Moments, held: Moments, flat: NDArray[np.float64], alphas: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Return squared errors (alphas, genes), summed over a slide predicted by a fit on the rest."""
-        mean_x, mean_y, scale, centred = self._training(rest, reference)
+        mean_x, mean_y, scale, centred = self._training(rest, flat)
         eigenvalues, V = _eigh(centred.xx)
         P = V.T @ centred.xy
         seen = held.about(mean_x, mean_y).scaled(scale)

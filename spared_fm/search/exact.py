@@ -31,6 +31,8 @@ MARGIN = 8
 FEW = 64
 #: Bytes of vectors in float32, and of candidates in float64, held at a time.
 PIECE_BYTES = 64 << 20
+#: Fewest rows of a piece, however long the vectors.
+_SMALLEST = 1024
 #: Norms above this, or below its inverse, leave the range of float32 when they are squared.
 LARGEST = 1e17
 
@@ -106,8 +108,9 @@ def search(
 def _pieces(
     blocks: Iterable[tuple[ArrayLike, ArrayLike]], dim: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Cut blocks into pieces of bounded size, as float32."""
-    step = max(1024, PIECE_BYTES // (4 * dim))
+    """Cut and join blocks into pieces of even, bounded size, as float32: small blocks would waste the search."""
+    step = max(_SMALLEST, PIECE_BYTES // (4 * dim))
+    held: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
     for ids, vectors in blocks:
         ids = np.asarray(ids)
         vectors = vectors if isinstance(vectors, np.ndarray) else np.asarray(vectors)
@@ -115,9 +118,25 @@ def _pieces(
             raise InputError(f"queries have {dim} dimensions, vectors shape {vectors.shape}: use one encoder")
         if ids.shape != (len(vectors),) or ids.dtype.kind not in "iu":
             raise InputError(f"{len(vectors)} vectors but ids of shape {ids.shape} and dtype {ids.dtype}")
-        for start in range(0, len(ids), step):
-            rows = slice(start, start + step)
-            yield ids[rows].astype(np.int64), vectors[rows].astype(np.float32)
+        start = 0
+        while start < len(ids):
+            rows = slice(start, start + step - sum(len(part) for part, _ in held))
+            held.append((ids[rows].astype(np.int64), vectors[rows].astype(np.float32)))
+            start = rows.stop
+            if sum(len(part) for part, _ in held) == step:
+                yield _joined(held)
+                held = []
+    if held:
+        yield _joined(held)
+
+
+def _joined(
+    parts: list[tuple[NDArray[np.int64], NDArray[np.float32]]],
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return parts end to end."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([ids for ids, _ in parts]), np.concatenate([vectors for _, vectors in parts])
 
 
 def _norms(vectors: NDArray[np.float32], metric: Metric) -> NDArray[np.float64]:

@@ -155,7 +155,7 @@ def check_inside(xy: np.ndarray, scale: float, size: tuple[int, int], image: Pat
     if outside.any():
         (x0, y0), (x1, y1) = at.min(axis=0), at.max(axis=0)
         raise InputError(
-            f"{image}: the image is {size[0]}×{size[1]} pixels, but the spots reach from ({x0:.0f}, {y0:.0f}) "
-            f"to ({x1:.0f}, {y1:.0f}) in it; {int(outside.sum())} of {len(xy)} lie outside: give the image "
-            "that the coordinates belong to"
+            f"{image}: the image is {size[0]}×{size[1]} pixels, but the spots reach from "
+            f"({x0:.0f}, {y0:.0f}) to ({x1:.0f}, {y1:.0f}) in it; {int(outside.sum())} of {len(xy)} lie "
+            "outside: give the image that the coordinates belong to"
         )

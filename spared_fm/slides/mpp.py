@@ -89,9 +89,7 @@ def resolve_mpp(
         `given` is outside 0.05–20 µm, or there is no believable source at all.
     """
     if given is not None and not _believable(given):
-        raise InputError(
-            f"{slide_id}: --mpp {given:g} is not between {BOUNDS[0]:g} and {BOUNDS[1]:g} µm per pixel"
-        )
+        raise InputError(f"{slide_id}: --mpp {given:g}: give µm per pixel, between {_LOW:g} and {_HIGH:g}")
     spoke = {"given": given, "metadata": metadata, "image": image, "array": array, "spot": spot}
     candidates = {name: float(value) for name, value in spoke.items() if value is not None}
     believed = {name: value for name, value in candidates.items() if _believable(value)}
@@ -158,8 +156,8 @@ def mpp_candidates(
     metadata
         May hold ``um_per_px``, ``spot_pitch_um`` (centre to centre) and ``spot_diameter_um``, in µm.
     scalefactors
-        Space Ranger's. ``microns_per_pixel`` (Visium HD) counts as metadata. ``spot_diameter_fullres`` is used
-        only with a declared ``spot_diameter_um``: Space Ranger's is about 65 µm wide, not the spot's 55.
+        Space Ranger's. ``microns_per_pixel`` (Visium HD) counts as metadata. ``spot_diameter_fullres`` is
+        used only with a declared ``spot_diameter_um``: Space Ranger's is about 65 µm wide, not the spot's 55.
     array
         (array_row, array_col, xy) of as many spots as are known, see :func:`array_pitch`.
 

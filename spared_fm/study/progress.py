@@ -33,6 +33,8 @@ def bar(description: str, total: int, unit: str, *, show: bool = True) -> Iterat
     show
         False hides the bar.
     """
+    console = Console(stderr=True)
+    show = show and console.is_terminal  # in a log file a bar is noise
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -40,7 +42,7 @@ def bar(description: str, total: int, unit: str, *, show: bool = True) -> Iterat
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         disable=not show,
         transient=True,
     )

@@ -83,11 +83,12 @@ def test_constant_up_to_rounding_is_constant():
     assert gene_scores(t, p)[0][0] != 0
 
 
-def test_constant_over_the_measured_spots_only():
+@pytest.mark.parametrize("sign", [1, -1])
+def test_constant_over_the_measured_spots_only(sign):
     t, p, mask = draw(4)
     mask[:, 0] = True
     mask[0, 0] = False
-    t[1:, 0] = 1.0
+    t[1:, 0] = sign
     t[0, 0] = 9.0
     assert np.isnan(gene_scores(t, p, mask=mask, which="measured")[0][0])
     assert not np.isnan(gene_scores(t, p)[0][0])

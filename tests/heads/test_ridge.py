@@ -166,6 +166,38 @@ def test_constant_features_count_as_zero(how):
     ).all()
 
 
+@pytest.mark.parametrize("how", ["slide", "train"])
+def test_constant_up_to_rounding_is_not_blown_up(how):
+    X, y, groups = study()
+    noise = 0.1 * (1 + 1e-16 * np.arange(len(X)))[:, None]
+    assert noise.std() > 0
+    head = Ridge(ALPHAS, standardize=how).fit(np.hstack([X, noise]), y, groups=groups)
+    assert (head.coef_[-1] == 0).all()
+    head.coef_[-1] = 1.0  # what the noise would weigh in a prediction
+    found = head.predict(np.hstack([X, noise]), groups=groups)
+    bare = Ridge(ALPHAS, standardize=how).fit(X, y, groups=groups)
+    np.testing.assert_allclose(found, bare.predict(X, groups=groups), rtol=1e-5, atol=1e-5)
+
+
+def test_one_alpha_for_the_panel_weighs_genes_by_their_variance():
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(90, 8))
+    y = X @ rng.normal(size=(8, 6)) + 0.1 * rng.normal(size=(90, 6))
+    y[:, 0] = 1e3 * rng.normal(size=90)  # loud noise must not decide for the others
+    head = Ridge(ALPHAS, alpha_per="all").fit(X, y, groups=np.arange(90) % 3)
+    share = (head.cv_error_ / y.var(axis=0)).mean(axis=1)
+    assert share.argmin() != head.cv_error_.mean(axis=1).argmin()
+    assert set(head.alpha_) == {ALPHAS[share.argmin()]}
+
+
+def test_order_of_slides_does_not_change_a_bit():
+    X, y, groups = study(slides=(40, 30, 50, 20, 10))
+    blocks = [(X[groups == g], y[groups == g], g) for g in np.unique(groups)]
+    a, b = Ridge(ALPHAS).fit_stream(blocks), Ridge(ALPHAS).fit_stream(blocks[::-1])
+    np.testing.assert_array_equal(a.coef_, b.coef_)
+    np.testing.assert_array_equal(a.cv_error_, b.cv_error_)
+
+
 def test_fold_without_a_feature_matches_the_naive_loop():
     X, y, groups = study()
     X[groups != "slide2", 0] = 7.0

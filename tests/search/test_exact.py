@@ -40,6 +40,13 @@ def cut(ids, vectors, at):
     return [(ids[a:b], vectors[a:b]) for a, b in pairwise(edges)]
 
 
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """Cut the small data of these tests into several pieces."""
+    monkeypatch.setattr(exact, "_SMALLEST", 40)
+    monkeypatch.setattr(exact, "PIECE_BYTES", 8000)
+
+
 def draw(seed, n=200, d=12, q=5, dtype=np.float32):
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(n, d)).astype(dtype)
@@ -183,6 +190,19 @@ def test_exclusion_with_ties(seed, few, k, share):
     agree(found, brute(q, ids, v, k, out=out))
 
 
+@pytest.mark.parametrize("few", [0, 10_000])
+def test_exclusion_among_twins(few, monkeypatch):
+    monkeypatch.setattr(exact, "FEW", few)
+    q, ids, v = draw(11, n=900, d=16)
+    v[200:800] = v[200]
+    q[:] = v[200]
+    out = np.zeros((5, 900), dtype=bool)
+    out[:3, 100:500] = True
+    out[3, ids < np.median(ids)] = True
+    given = [np.sort(ids[row]) for row in out]
+    agree(search(q, cut(ids, v, [450]), 6, exclude=given), brute(q, ids, v, 6, out=out))
+
+
 def test_everything_excluded_is_padded():
     q, ids, v = draw(8)
     for found in (
@@ -192,14 +212,15 @@ def test_everything_excluded_is_padded():
         assert (found[0] == -1).all()
 
 
-def test_pieces_bound_memory(monkeypatch):
-    monkeypatch.setattr(exact, "PIECE_BYTES", 1)
+@pytest.mark.parametrize("at", [[], [1, 2, 700, 3100], range(0, 5000, 100)])
+def test_pieces_bound_memory_and_join_small_blocks(at, monkeypatch):
+    monkeypatch.setattr(exact, "_SMALLEST", 1024)
     q, ids, v = draw(9, n=5000)
-    seen = []
-    whole = exact._pieces
-    monkeypatch.setattr(exact, "_pieces", lambda b, d: (seen.append(len(p[0])) or p for p in whole(b, d)))
-    agree(search(q, [(ids, v)], 9), brute(q, ids, v, 9))
-    assert seen == [1024] * 4 + [904]
+    pieces = list(exact._pieces(cut(ids, v, at), 12))
+    assert [len(p) for p, _ in pieces] == [1024] * 4 + [904]
+    np.testing.assert_array_equal(np.concatenate([p for p, _ in pieces]), ids)
+    np.testing.assert_array_equal(np.concatenate([p for _, p in pieces]), v)
+    agree(search(q, cut(ids, v, at), 9), brute(q, ids, v, 9))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,179 @@
+"""Reports: what a benchmark found, as one HTML page with pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spared_fm.benchmark.metrics import score
+from spared_fm.benchmark.report import Gallery, Overlay, Table, write_report
+from spared_fm.slides.images import open_image, thumbnail
+from spared_fm.slides.patches import PatchReader, PatchSpec
+from spared_fm.store.embeddings import EmbeddingArray, slide_record
+from spared_fm.store.nodes import read_elem
+from spared_fm.study.cohort import cohort_record, target
+from spared_fm.study.search import search
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from spared_fm.benchmark.runner import Evaluation
+    from spared_fm.store.layout import Layout
+
+THUMBNAIL_PX = 700
+GALLERY_HITS = 6
+
+
+def benchmark_report(
+    layout: Layout,
+    cohort: str,
+    results: Sequence[tuple[str, Evaluation]],
+    path: str | Path,
+    *,
+    notice: str = "",
+    facts: Mapping[str, str] | None = None,
+    truth: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write the report of a benchmark: table of heads, slide overlays, similarity gallery.
+
+    Parameters
+    ----------
+    layout
+        The store.
+    cohort
+        Cohort name.
+    results
+        From :func:`spared_fm.study.evaluate.benchmark`.
+    path
+        HTML file to write.
+    notice
+        First line of the page; by default says what the scores are computed on.
+    facts
+        Name → value, shown as a list, besides cohort facts.
+    truth
+        Slide → noise-free expression (spots, genes) in cohort order, where it is known (synthetic studies).
+    """
+    record = cohort_record(layout, cohort)
+    shared_patients = _patients_on_both_sides(record)
+    notice = notice or (
+        f"Scores of cohort {cohort} on held-out slides"
+        + (f"; patient {', '.join(shared_patients)} is on both sides of the split, so they say little about new patients." if shared_patients else ".")
+    )
+    all_facts = {
+        "Cohort": f"{cohort}: {len(record['split'])} slides, {record['n_genes']} genes (panel {record['panel']}, fitted on training slides)",
+        "Split": ", ".join(f"{slide}: {part}" for slide, part in record["split"].items()),
+        "Missing entries": f"{record['share_missing']:.1%} of spots × genes",
+        **(facts or {}),
+    }
+    key, best = max(results, key=lambda result: result[1].rows[0]["pcc_gene"] or -1.0)
+    write_report(
+        path,
+        title=f"spared-fm: {cohort}",
+        notice=notice,
+        tables=[_table(results)],
+        overlays=_overlays(layout, cohort, best, truth or {}),
+        gallery=_galleries(layout, record, key),
+        facts=all_facts,
+    )
+
+
+def _table(results: Sequence[tuple[str, Evaluation]]) -> Table:
+    names = ("encoder", "head", "target", "split", "pcc_gene", "pcc_patch", "mse", "mae", "r2_gene", "n_spots")
+    rows = [{name: row[name] for name in names} for _, found in results for row in found.rows if row["slide"] is None]
+    return Table(
+        title="Heads",
+        rows=rows,
+        caption="Pooled over the spots of each held-out split; PCC-Gene is the mean over genes of the Pearson correlation over spots.",
+    )
+
+
+def _overlays(layout: Layout, cohort: str, found: Evaluation, truth: Mapping[str, np.ndarray]) -> list[Overlay]:
+    """Best and median gene of the best cell, on every held-out slide (four at most)."""
+    layer = found.rows[0]["target"]
+    obs = read_elem(layout, f"{layout.cohort(cohort)}/obs")
+    genes = list(read_elem(layout, f"{layout.cohort(cohort)}/var").index)
+    measured = target(layout, cohort, layer)
+    overlays = []
+    for slide in sorted(found.predictions)[:4]:
+        rows = np.flatnonzero(obs["slide"].to_numpy() == slide)
+        predicted, values = found.predictions[slide], measured[rows]
+        present = np.isfinite(predicted).all(axis=1)
+        scores = np.array([score(values[present, g : g + 1], predicted[present, g : g + 1])["pcc_gene"] for g in range(len(genes))])
+        order = np.argsort(np.where(np.isnan(scores), -np.inf, scores))[::-1]
+        image, xy, spot_px = _slide_picture(layout, slide, obs["barcode"].to_numpy()[rows])
+        for label, g in (("best", order[0]), ("median", order[len(order) // 2])):
+            panels = {"measured" if layer == "lognorm" else f"target ({layer})": values[:, g], "predicted": predicted[:, g]}
+            if slide in truth:
+                panels["true (noise-free)"] = truth[slide][:, g]
+            overlays.append(
+                Overlay(
+                    slide=slide,
+                    gene=genes[g],
+                    thumbnail=image,
+                    xy=xy,
+                    spot_px=spot_px,
+                    panels=panels,
+                    caption=f"{label} gene of this slide, PCC {scores[g]:.2f}; {found.rows[0]['encoder']} + {found.rows[0]['head']}",
+                )
+            )
+    return overlays
+
+
+def _slide_picture(layout: Layout, slide: str, barcodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    record = slide_record(layout, slide)
+    node = layout.slide(slide)
+    positions = read_elem(layout, f"{node}/obs").index.get_indexer(barcodes)
+    xy = np.asarray(read_elem(layout, f"{node}/obsm/spatial"))[positions]
+    with open_image(record["image"]["path"]) as reader:
+        image, scale = thumbnail(reader, THUMBNAIL_PX)
+    scale *= record["image"]["scale"]
+    diameter = record["spot_diameter_px"] or 55.0 / record["mpp"]
+    return image, xy * scale, diameter * scale
+
+
+def _galleries(layout: Layout, record: Mapping[str, Any], key: str) -> list[Gallery]:
+    """Three query spots of the first held-out slide, and what is most similar on other slides."""
+    held_out = [slide for slide, part in record["split"].items() if part != "train"]
+    slide = held_out[0]
+    barcodes = list(read_elem(layout, f"{layout.slide(slide)}/obs").index)
+    absent = EmbeddingArray(layout, slide, key).absent()
+    usable = [barcode for row, barcode in enumerate(barcodes) if row not in absent]
+    queries = [f"{slide}/{usable[len(usable) * i // 4]}" for i in (1, 2, 3)]
+    hits = search(layout, key, spots=list(dict.fromkeys(queries)), k=GALLERY_HITS, exclude="slide", slides=list(record["split"]))
+    patches = _patches(layout, key, [*queries, *(hit["spot"] for hit in hits)])
+    return [
+        Gallery(
+            title=f"Most similar to {query}",
+            query=patches[query],
+            query_label=query,
+            hits=[(patches[hit["spot"]], f"{hit['spot']} · {hit['similarity']:.3f}") for hit in hits if hit["query"] == query],
+        )
+        for query in dict.fromkeys(queries)
+    ]
+
+
+def _patches(layout: Layout, key: str, spots: Sequence[str]) -> dict[str, np.ndarray]:
+    """Pixels of spots, slide by slide so that each image is opened once."""
+    found: dict[str, np.ndarray] = {}
+    for slide in sorted({spot.split("/", 1)[0] for spot in spots}):
+        record, recipe = slide_record(layout, slide), EmbeddingArray(layout, slide, key).recipe
+        barcodes = read_elem(layout, f"{layout.slide(slide)}/obs").index
+        xy = np.asarray(read_elem(layout, f"{layout.slide(slide)}/obsm/spatial"))
+        with open_image(record["image"]["path"]) as image:
+            reader = PatchReader(
+                image, record["mpp"], PatchSpec(recipe.patch_um, recipe.patch_px, recipe.resampling), scale=record["image"]["scale"]
+            )
+            for spot in {s for s in spots if s.split("/", 1)[0] == slide}:
+                found[spot] = reader.read_one(*xy[barcodes.get_loc(spot.split("/", 1)[1])])
+    return found
+
+
+def _patients_on_both_sides(record: Mapping[str, Any]) -> list[str]:
+    sides: dict[str, set[bool]] = {}
+    for slide, part in record["split"].items():
+        patient = record["patients"].get(slide)
+        if patient is not None:
+            sides.setdefault(patient, set()).add(part == "train")
+    return sorted(patient for patient, found in sides.items() if len(found) == 2)
