@@ -17,3 +17,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real slides are not on this machine ({folder} is absent)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def synthetic_slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of three small synthetic slides (about 60 spots each) with their ``study.csv``."""
+    from spared_fm.slides.synthetic import generate_study
+
+    folder = tmp_path_factory.mktemp("synthetic")
+    generate_study(folder, n_slides=3, n_patients=2, spots_per_side=8, n_genes=60)
+    return folder

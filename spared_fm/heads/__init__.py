@@ -1,0 +1,1 @@
+"""Heads: fit targets on embeddings. Arrays in, arrays out; see `base.Head` for the protocol."""

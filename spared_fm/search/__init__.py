@@ -1,0 +1,1 @@
+"""Similarity search: vectors in, ids out."""

@@ -108,7 +108,7 @@ def search(
 def _pieces(
     blocks: Iterable[tuple[ArrayLike, ArrayLike]], dim: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Cut and join blocks into pieces of even, bounded size, as float32: small blocks would waste the search."""
+    """Cut and join blocks into pieces of even, bounded size: small blocks would waste the search."""
     step = max(_SMALLEST, PIECE_BYTES // (4 * dim))
     held: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
     for ids, vectors in blocks:

@@ -123,8 +123,8 @@ def _match(barcodes: pd.Index, found: _Outs) -> pd.DataFrame:
         known = found.positions.index[:1].to_list()
         raise InputError(
             f"{found.positions_file}: {len(lost)} of the {len(barcodes)} barcodes of "
-            f"{found.matrix_file.name} have no position, e.g. {lost[0]!r} (the file starts with {known}): take "
-            "both files from one run"
+            f"{found.matrix_file.name} have no position, e.g. {lost[0]!r} (the file starts with {known}): "
+            "take both files from one run"
         )
     return found.positions.loc[barcodes]
 

@@ -121,7 +121,8 @@ class _Plane:
             self._decode_args = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
 
     def _check_whole(self) -> None:
-        ends = [o + n for o, n in zip(self.page.dataoffsets, self.page.databytecounts, strict=True)]
+        # damaged tags may leave these lists of different lengths
+        ends = [o + n for o, n in zip(self.page.dataoffsets, self.page.databytecounts, strict=False)]
         if len(ends) < self._across * self._down * self.separate or max(ends) > self._file.size:
             raise InputError(
                 f"{self.path}: the image is truncated ({self._file.size:,} bytes, its pixels should end at "
@@ -201,8 +202,6 @@ def _planes(path: Path, level: TiffPageSeries, lock: threading.Lock, max_pixels:
             f"{path}: {len(pages)} planes (axes {level.axes}, shape {level.shape}): "
             "give an image of one RGB or grey plane, e.g. export the plane you need"
         )
-    if samples not in {1, 3} and not (samples in {2, 4} and len(first.extrasamples) == 1):
-        raise InputError(f"{path}: {samples} samples per pixel: convert the image to RGB or grey")
     if first.dtype is None or first.dtype.kind not in "ub" or first.dtype.itemsize > 2:
         raise InputError(
             f"{path}: pixels of type {first.dtype}: convert the image to 8 or 16 bits per sample"
@@ -212,6 +211,8 @@ def _planes(path: Path, level: TiffPageSeries, lock: threading.Lock, max_pixels:
     if first.photometric not in known and not decoded_to_rgb:
         name = getattr(first.photometric, "name", first.photometric)
         raise InputError(f"{path}: colours stored as {name}: convert the image to RGB")
+    if samples not in {1, 3} and not (samples in {2, 4} and len(first.extrasamples) == 1):
+        raise InputError(f"{path}: {samples} samples per pixel: convert the image to RGB or grey")
     return [_Plane(path, page, lock, max_pixels) for page in pages]
 
 

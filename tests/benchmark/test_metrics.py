@@ -92,6 +92,11 @@ def test_constant_over_the_measured_spots_only(sign):
     t[0, 0] = 9.0
     assert np.isnan(gene_scores(t, p, mask=mask, which="measured")[0][0])
     assert not np.isnan(gene_scores(t, p)[0][0])
+    t, p, _ = draw(4)
+    p[1:, 0] = sign
+    p[0, 0] = 9.0
+    assert gene_scores(t, p, mask=mask, which="measured")[0][0] == 0
+    assert gene_scores(t, p)[0][0] != 0
 
 
 def test_nothing_to_average_is_nan():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -79,7 +80,7 @@ def test_the_recipe_fields_say_what_the_transform_does():
 
 
 def test_pretrained_weights_without_a_network(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="--weights FILE"):
         build(resolve("timm:vit_tiny_patch16_224.augreg_in21k"))
 

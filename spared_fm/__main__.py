@@ -1,0 +1,6 @@
+"""``python -m spared_fm``."""
+
+from spared_fm.cli import main
+
+if __name__ == "__main__":
+    main()

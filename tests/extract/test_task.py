@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from spared_fm.encoders.builder import Encoder, build
+from spared_fm.encoders.spec import resolve
+from spared_fm.errors import InputError
+from spared_fm.extract import task as tasks
+from spared_fm.extract.plan import make_plan
+from spared_fm.extract.task import encode_chunk, keep
+from spared_fm.slides.images import open_image
+from spared_fm.slides.patches import PatchReader, PatchSpec
+from spared_fm.study.api import Study
+
+SLIDE = "synthetic_p1_s1"
+
+
+class Stub(torch.nn.Module):
+    """Mean colour times a factor: enough to see which pixels a row came from."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=(2, 3)) * self.factor
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    return dataclasses.replace(build(resolve("stain-bank")), module=Stub(), dim=3, weights="stub/1")
+
+
+def test_rows_are_the_patches_of_their_spots(make_study: Callable[..., Study], encoder: Encoder):
+    study = make_study()
+    keep(encoder)
+    plan = make_plan(study.layout, [SLIDE], encoder, PatchSpec(), chunk_rows=10, batch_size=4)
+    done = [encode_chunk(task) for task in reversed(plan.tasks)]
+    adata = study.slide(SLIDE)
+    assert sum(item.patches for item in done) == adata.n_obs
+    record = study.layout.attributes(study.layout.slide(SLIDE))
+    assert record is not None
+    with open_image(record["image"]["path"]) as image:
+        patches = PatchReader(image, record["mpp"], PatchSpec()).read(adata.obsm["spatial"])
+    expected = (patches.astype(np.float32) / 255).mean(axis=(1, 2))
+    np.testing.assert_allclose(adata.obsm["stain-bank"], expected, atol=2e-3)  # float16
+
+
+def test_a_finished_chunk_is_not_computed_again(make_study: Callable[..., Study], encoder: Encoder):
+    study = make_study()
+    keep(encoder)
+    task = make_plan(study.layout, [SLIDE], encoder, PatchSpec(), chunk_rows=10).tasks[0]
+    assert encode_chunk(task).patches == 10
+    keep(dataclasses.replace(encoder, module=Stub(5.0)))
+    assert encode_chunk(task).patches == 0
+    assert study.features(SLIDE, "stain-bank", np.arange(10)).max() <= 1.0
+
+
+def test_a_worker_with_other_weights_is_stopped(make_study: Callable[..., Study], encoder: Encoder):
+    study = make_study()
+    task = make_plan(study.layout, [SLIDE], encoder, PatchSpec()).tasks[0]
+    keep(dataclasses.replace(encoder, weights="stub/2"))
+    with pytest.raises(InputError, match="built stain-bank with weights stub/2"):
+        encode_chunk(task)
+
+
+def test_an_encoder_that_gives_nan_is_stopped(make_study: Callable[..., Study], encoder: Encoder):
+    study = make_study()
+    bad = dataclasses.replace(encoder, module=Stub(float("nan")))
+    keep(bad)
+    task = make_plan(study.layout, [SLIDE], bad, PatchSpec()).tasks[0]
+    with pytest.raises(InputError, match="NaN or infinity"):
+        encode_chunk(task)
+
+
+def test_overflow_of_float16_becomes_float32(
+    make_study: Callable[..., Study], encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+):
+    study = make_study()
+    loud = dataclasses.replace(encoder, module=Stub(1e6))
+    monkeypatch.setattr("spared_fm.encoders.builder.build", lambda spec, device: loud)
+    [row] = study.encode("stain-bank")
+    assert row["key"].startswith("stain-bank@")
+    assert "float32" in row["warnings"][0]
+    found = study.features(SLIDE, row["key"])
+    assert found.dtype == np.float32
+    assert found.max() > 65504
+
+
+def test_workers_do_not_keep_more_than_one_encoder(encoder: Encoder):
+    keep(encoder)
+    tasks._encoder(resolve("stain-bank", None, seed=3), "cpu")
+    assert len(tasks._encoders) == 1
