@@ -216,7 +216,7 @@ class _Derivatives:
         return length / ((a + b).sum((2, 3)) + 1e-3)
 
     def structures(self, channel: int) -> Tensor:
-        """Mark pale blobs, dense blobs, pale lines and dense lines of one channel: (B, 4, H, W) of 0 and 1."""
+        """Mark pale blobs, dense blobs, pale lines, dense lines of one channel: (B, 4, H, W) of 0 and 1."""
         lap, an = self.laplacian[:, channel], self.anisotropy[:, channel]
         shapes = torch.stack([-lap, lap, (an - lap) * 0.5**0.5, (an + lap) * 0.5**0.5], 1)
         rivals = torch.maximum(2 * self.gradient[:, channel], an).clamp_min(_FLAT)  # slope, saddle, flat

@@ -55,6 +55,8 @@ def run(
     OverflowError
         An embedding does not fit the stored dtype.
     """
+    if workers < 0:
+        raise InputError("--workers must be 0 (in this process) or more")
     started = time.perf_counter()
     summary = Summary(0, 0.0, {})
 
@@ -64,14 +66,30 @@ def run(
             summary.seconds[stage] = summary.seconds.get(stage, 0.0) + value
         on_done(done)
 
-    if plan.tasks:
+    if plan.tasks and not workers and not scheduler:
+        _in_this_process(plan.tasks, count)
+    elif plan.tasks:
         with _client(workers, scheduler) as client:
-            _drive(client, plan.tasks, count)
+            _on_a_cluster(client, plan.tasks, count)
     summary.wall = time.perf_counter() - started
     return summary
 
 
-def _drive(client: distributed.Client, tasks: list[Task], count: Callable[[Done], None]) -> None:
+def _in_this_process(tasks: list[Task], count: Callable[[Done], None]) -> None:
+    """dask's synchronous scheduler: no threads, no sockets."""
+    import dask
+    from dask.callbacks import Callback
+
+    def finished(key: str, result: Any, *_: Any) -> None:
+        if isinstance(result, Done):
+            count(result)
+
+    call = dask.delayed(encode_chunk, pure=False, traverse=False)
+    with Callback(posttask=finished):
+        dask.compute(*(call(task) for task in tasks), scheduler="synchronous")
+
+
+def _on_a_cluster(client: distributed.Client, tasks: list[Task], count: Callable[[Done], None]) -> None:
     from distributed import as_completed
 
     # pure=False: the receipt decides what is done, not dask's memory of a key.
@@ -90,8 +108,6 @@ def _client(workers: int, scheduler: str | None) -> Iterator[distributed.Client]
     import dask
     from distributed import Client, LocalCluster
 
-    if workers < 0:
-        raise InputError("--workers must be 0 (in this process) or more")
     if scheduler:
         try:
             client = Client(scheduler, timeout="10s")
@@ -101,15 +117,17 @@ def _client(workers: int, scheduler: str | None) -> Iterator[distributed.Client]
             yield client
         return
     # Threads are set per task from the array's plan; BLAS pools of worker processes follow it from the start.
-    threads = str(max(1, (os.cpu_count() or 1) // max(1, workers)))
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
     environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     with (
-        dask.config.set({"distributed.nanny.pre-spawn-environ": environment, "distributed.worker.daemon": True}),
+        dask.config.set({"distributed.nanny.pre-spawn-environ": environment}),
         LocalCluster(
-            n_workers=max(1, workers),
+            n_workers=workers,
             threads_per_worker=1,
-            processes=workers > 0,
-            dashboard_address=None,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
             memory_limit=None,
             silence_logs=50,
         ) as cluster,

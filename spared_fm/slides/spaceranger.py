@@ -194,7 +194,9 @@ def _read_matrix(path: Path) -> AnnData:
             f"{path}: incomplete, {missing} is missing: an MTX folder needs matrix.mtx.gz, features.tsv.gz "
             "and barcodes.tsv.gz"
         ) from error
-    except READ_ERRORS as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # scanpy raises Exception itself for a dataset that is missing
         raise InputError(
             f"{path}: not a readable 10x count matrix ({first_line(error)}): copy it again from its source"
         ) from error

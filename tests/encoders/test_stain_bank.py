@@ -159,6 +159,20 @@ def test_any_size_from_64_px(bank: StainBank, height: int, width: int, seed: int
     assert torch.isfinite(vector).all()
 
 
+def test_values_out_of_range_are_clipped(bank: StainBank) -> None:
+    x = noise(8) * 2 - 0.5
+    assert torch.equal(bank(x), bank(x.clamp(0, 1)))
+
+
+def test_stain_amounts_solve_the_mixing(bank: StainBank) -> None:
+    # A pixel stained with 0.5 of each stain in turn unmixes to that stain alone.
+    published = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+    density = 0.5 * published / published.norm(dim=1, keepdim=True)
+    patch = (10**-density).T[None, :, :, None].repeat_interleave(64, 2).expand(1, 3, 192, 64)
+    amounts = bank._pyramid(patch)[0][0, :3, ::64, 0]
+    torch.testing.assert_close(amounts, 0.5 * torch.eye(3), atol=1e-5, rtol=0)
+
+
 def test_empty_batch_and_other_float_types(bank: StainBank) -> None:
     assert bank(torch.zeros(0, 3, 224, 224)).shape == (0, StainBank.dim)
     x = noise(7)

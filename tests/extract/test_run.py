@@ -18,7 +18,7 @@ def chunks(study: Study, key: str = "stain-bank") -> dict[str, bytes]:
 
 def test_running_again_does_nothing(make_study: Callable[..., Study]):
     study = make_study()
-    [first] = study.encode("stain-bank", chunk_rows=16)
+    [first] = study.encode("stain-bank", chunk_rows=16, threads=1)
     before = chunks(study)
     [second] = study.encode("stain-bank")
     assert first["patches"] == study.slide(SLIDE).n_obs
@@ -52,7 +52,7 @@ def test_no_scheduler_there(make_study: Callable[..., Study]):
 
 def test_an_error_in_a_worker_reaches_the_caller(make_study: Callable[..., Study], tmp_path: Path):
     study = make_study()
-    study.encode("stain-bank", chunk_rows=16)
+    study.encode("stain-bank", chunk_rows=16, threads=1)
     layout = study.layout
     receipt = layout.root / layout.embedding(SLIDE, "stain-bank") / "receipts"
     (receipt / "1.json").unlink()

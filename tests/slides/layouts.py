@@ -155,7 +155,7 @@ def square_slide(n_side: int = 4, n_genes: int = 5, *, name: str = "s1") -> ad.A
                 "um_per_px": 0.8,
                 "spot_pitch_um": 200.0,
                 "spot_diameter_um": 100.0,
-                "patient": "P7",
+                "patient": "P",
             },
         }
     }
