@@ -246,7 +246,7 @@ class StainBank(torch.nn.Module):
 
     On a CPU the rows of a batch are encoded one at a time, which is no slower (a row's working set fits the
     cache), so a row has the same bits whatever the batch around it. Elsewhere the batch goes through as one,
-    and rows agree to rounding.
+    and rows agree to rounding. Another number of threads changes the last bits (about 1e-7).
     """
 
     name: ClassVar[str] = "stain-bank"

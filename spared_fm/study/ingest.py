@@ -75,7 +75,7 @@ def ingest(
         raise InputError(f"--split {split!r} is not one of {', '.join(SPLITS)}")
     found = read_slides(path, slide=slide, image=image)
     return [
-        _ingest_one(layout, data, patient or data.patient, split, mpp)
+        _ingest_one(layout, data, patient, split, mpp)
         for data in track(found, "ingest", len(found), "slides", show=progress)
     ]
 
@@ -89,7 +89,7 @@ def _ingest_one(layout: Layout, data: SlideData, patient: str | None, split: str
         write_node(layout, node, adata, record)
         status = "added"
     else:
-        status = _update(layout, node, known, record)
+        status = _update(layout, node, known, record, {"patient": patient, "split": split})
         record = slide_record(layout, data.id)
     return {
         "slide": data.id,
@@ -111,7 +111,7 @@ def _prepare(
     adata = data.adata
     record: dict[str, Any] = {
         "slide": data.id,
-        "patient": patient,
+        "patient": patient or data.patient,
         "split": split,
         "n_spots": adata.n_obs,
         "n_genes": adata.n_vars,
@@ -163,8 +163,10 @@ def _prepare(
     return record, adata, warnings
 
 
-def _update(layout: Layout, node: str, known: dict[str, Any], record: dict[str, Any]) -> str:
-    """Settle a second ingest of an id: same content may change its labels, other content is refused."""
+def _update(
+    layout: Layout, node: str, known: dict[str, Any], record: dict[str, Any], labels: dict[str, str | None]
+) -> str:
+    """Settle a second ingest of an id: labels that were given may change, other content is refused."""
     slide = record["slide"]
     free = f"--slide {slide}_2"
     if known["fingerprint"] != record["fingerprint"]:
@@ -173,10 +175,10 @@ def _update(layout: Layout, node: str, known: dict[str, Any], record: dict[str, 
         raise InputError(f"slide id {slide!r} is taken by the same image with other counts or spots; use another id, e.g. {free}")
     if known["mpp"] != record["mpp"]:
         raise InputError(f"slide {slide!r} was ingested at {known['mpp']:.4g} µm/px, now {record['mpp']:.4g}; use another id, e.g. {free}")
-    labels = {name: record[name] for name in ("patient", "split") if record[name] is not None}
-    if all(known[name] == value for name, value in labels.items()):
+    given = {name: value for name, value in labels.items() if value is not None}
+    if all(known[name] == value for name, value in given.items()):
         return "unchanged"
-    layout.set_attributes(node, {**known, **labels})
+    layout.set_attributes(node, {**known, **given})
     return "updated"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from spared_fm.encoders import stain_bank
 from spared_fm.encoders.stain_bank import StainBank
 from spared_fm.errors import InputError
 from tests.encoders.record_golden_stain_bank import GOLDEN, golden_patch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HAEMATOXYLIN, EOSIN = np.array([0.65, 0.70, 0.29]), np.array([0.07, 0.99, 0.11])
 BLOCKS = StainBank.blocks
@@ -106,6 +110,16 @@ def test_survives_its_state_dict(bank: StainBank) -> None:
     assert torch.equal(other(noise(2)), bank(noise(2)))
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two threads, with which the sums over a whole batch are cut otherwise than those over a row."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("px", [224, 67])
 def test_a_row_has_the_same_bits_whatever_the_batch(bank: StainBank, px: int) -> None:
     x = noise(3, n=5, px=px)
