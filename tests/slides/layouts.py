@@ -133,11 +133,11 @@ def write_outs(
     return outs
 
 
-def square_slide(n_side: int = 4, n_genes: int = 5, *, name: str = "s1") -> ad.AnnData:
+def square_slide(n_side: int = 4, n_genes: int = 5, *, name: str = "s1", seed: int = 1) -> ad.AnnData:
     """A legacy ST slide in scanpy's Visium convention: 200 µm pitch, 0.8 µm per pixel."""
     row, col = (axis.ravel() for axis in np.mgrid[:n_side, :n_side])
     pitch = 200 / 0.8
-    counts = poisson_counts(n_side**2, n_genes)
+    counts = poisson_counts(n_side**2, n_genes, seed)
     adata = ad.AnnData(
         X=sparse.csr_matrix(counts),
         obs=pd.DataFrame(

@@ -50,7 +50,7 @@ CASES = {
     "grey and alpha png": (
         Image.fromarray(np.dstack([GREY, ALPHA])), "PNG", {}, grey3(np.where(ALPHA == 0, 255, GREY)), 0,
     ),
-    "16-bit png": (Image.fromarray(GREY.astype(np.uint16) * 257), "PNG", {}, grey3(GREY), 0),
+    "16-bit png": (Image.fromarray(GREY.astype(np.uint16) * 256 + 128), "PNG", {}, grey3(GREY), 0.5),
     "1-bit png": (Image.fromarray(GREY > 127), "PNG", {}, grey3(np.where(GREY > 127, 255, 0)), 0),
     "palette png": (PALETTED, "PNG", {}, np.asarray(PALETTED.convert("RGB")), 0),
     "transparent colour png": (

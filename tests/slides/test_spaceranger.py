@@ -122,12 +122,13 @@ def test_id_and_where_to_point(tmp_path: Path) -> None:
 def test_spots_beside_the_tissue(tmp_path: Path) -> None:
     outs = write_outs(tmp_path / "s", images=())
     everything = poisson_counts(len(SPOTS), len(GENES))
-    write_10x_h5(outs / "filtered_feature_bc_matrix.h5", everything, SPOTS["barcode"].tolist())
+    spots = SPOTS[::-1]  # those beside the tissue first
+    write_10x_h5(outs / "filtered_feature_bc_matrix.h5", everything, spots["barcode"].tolist())
     (under,) = read_slides(outs)
     assert sorted(under.adata.obs_names) == sorted(UNDER["barcode"])
-    np.testing.assert_array_equal(under.adata.X.toarray(), everything[SPOTS["in_tissue"] == 1])
+    np.testing.assert_array_equal(under.adata.X.toarray(), everything[spots["in_tissue"] == 1])
     (all_spots,) = read_slides(outs, positions_in_tissue_only=False)
-    assert all_spots.adata.obs_names.tolist() == SPOTS["barcode"].tolist()
+    assert all_spots.adata.obs_names.tolist() == spots["barcode"].tolist()
 
 
 def edit_positions(outs: Path, change: Any) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 301, 203
 RGB = smooth_image(WIDTH, HEIGHT)
 GREY = RGB[..., 1].copy()
+RGB16 = RGB.astype(np.uint16) * 256 + 128  # the two bytes differ
 PLANES = np.ascontiguousarray(np.moveaxis(RGB, 2, 0))
 ALPHA = np.full(RGB.shape[:2], 255, np.uint8)
 ALPHA[:60] = 0
@@ -46,10 +47,10 @@ CASES: dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray, float]] = {
         GREY, {"photometric": "palette", "colormap": COLORMAP},
         np.rint(np.moveaxis(COLORMAP[:, GREY], 0, 2) / 257), 0,
     ),
-    "16-bit": (RGB.astype(np.uint16) * 257, RGB_OPTIONS, RGB, 0),
-    "16-bit big-endian": (RGB.astype(np.uint16) * 257, RGB_OPTIONS | {"byteorder": ">"}, RGB, 0),
+    "16-bit": (RGB16, RGB_OPTIONS, RGB, 0.5),
+    "16-bit big-endian": (RGB16, RGB_OPTIONS | {"byteorder": ">"}, RGB, 0.5),
     "16-bit big-endian lzw": (
-        RGB.astype(np.uint16) * 257, RGB_OPTIONS | {"byteorder": ">", "compression": "lzw"}, RGB, 0,
+        RGB16, RGB_OPTIONS | {"byteorder": ">", "compression": "lzw"}, RGB, 0.5,
     ),
     "separate planes": (PLANES, RGB_OPTIONS | {"planarconfig": "separate"}, RGB, 0),
     "separate planes lzw": (
