@@ -23,9 +23,7 @@ from spared_fm.heads.ridge import Ridge, ridge_path
 
 def main() -> None:
     """Draw the data, time both, print a line of JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("n", 20_000), ("dim", 1024), ("genes", 128), ("alphas", 13), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()

@@ -40,7 +40,9 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -59,12 +61,16 @@ def demo(
 
 @app.command(epilog="Example: `spared-fm ingest sample1/outs --store S --patient P1 --split train`")
 def ingest(
-    paths: Annotated[list[Path], typer.Argument(help="counts.h5ad + image.* folder, Space Ranger outs/, or counts .h5ad.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="counts.h5ad + image.* folder, Space Ranger outs/, or counts .h5ad.")
+    ],
     store: Store,
     slide: Annotated[str | None, typer.Option(help="Slide id; by default from the path.")] = None,
     patient: Annotated[str | None, typer.Option(help="Patient id.")] = None,
     split: Annotated[str | None, typer.Option(help="train, val or test.")] = None,
-    mpp: Annotated[float | None, typer.Option(help="Microns per full-resolution pixel, where the image doesn't say.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="Microns per full-resolution pixel, where the image doesn't say.")
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="Full-resolution image, for a Space Ranger folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -83,7 +89,9 @@ def ingest(
 @app.command(epilog="Example: `spared-fm encode --store S --encoder stain-bank --encoder timm:vit_small_patch16_224`")
 def encode(
     store: Store,
-    encoder: Annotated[list[str], typer.Option("--encoder", "-e", help="stain-bank, or timm:<model>.", show_default=False)],
+    encoder: Annotated[
+        list[str], typer.Option("--encoder", "-e", help="stain-bank, or timm:<model>.", show_default=False)
+    ],
     slide: Annotated[list[str] | None, typer.Option(help="Slide id or glob; by default all with an image.")] = None,
     weights: Annotated[
         str | None, typer.Option(help="random, pretrained, or a file (.safetensors or a plain state dict).")
@@ -199,16 +207,22 @@ def predict(
     _print(rows, as_json)
 
 
-@app.command(epilog="Example: `spared-fm benchmark --store S --cohort C --encoder stain-bank --head gene-mean --head ridge`")
+@app.command(
+    epilog="Example: `spared-fm benchmark --store S --cohort C --encoder stain-bank --head gene-mean --head ridge`"
+)
 def benchmark(
     store: Store,
     cohort: Cohort,
-    encoder: Annotated[list[str], typer.Option("--encoder", "-e", help="Encoder names or array keys.", show_default=False)],
+    encoder: Annotated[
+        list[str], typer.Option("--encoder", "-e", help="Encoder names or array keys.", show_default=False)
+    ],
     head: Annotated[list[str] | None, typer.Option(help="Head names; by default gene-mean and ridge.")] = None,
     target: Annotated[list[str] | None, typer.Option("--target", "-t", help="Layers; by default lognorm.")] = None,
     score: Annotated[str, typer.Option(help="Score all entries, or measured ones.")] = "all",
     standardize: Standardize = "slide",
-    shuffle: Annotated[int | None, typer.Option(help="Seed: pair spots and targets at random; must score about 0.")] = None,
+    shuffle: Annotated[
+        int | None, typer.Option(help="Seed: pair spots and targets at random; must score about 0.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Also write an HTML report with pictures.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -228,12 +242,16 @@ def benchmark(
     _print(rows.astype(object).where(rows.notna(), None).to_dict("records"), as_json)
 
 
-@app.command(epilog="Example: `spared-fm search --store S --encoder stain-bank --spot slide1/AAAC-1 -k 5 --exclude slide`")
+@app.command(
+    epilog="Example: `spared-fm search --store S --encoder stain-bank --spot slide1/AAAC-1 -k 5 --exclude slide`"
+)
 def search(
     store: Store,
     encoder: Annotated[str, typer.Option("--encoder", "-e", help="Encoder name or array key.", show_default=False)],
     spot: Annotated[list[str] | None, typer.Option(help="Query spot, SLIDE/BARCODE.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="Query image file: one patch, or any image with --mpp.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="Query image file: one patch, or any image with --mpp.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="Results per query.")] = 10,
     exclude: Annotated[str | None, typer.Option(help="Leave out the query's own slide or patient.")] = None,
     slide: Annotated[list[str] | None, typer.Option(help="Slides to search, id or glob.")] = None,
@@ -259,7 +277,10 @@ def info(store: Store, as_json: AsJson = False) -> None:
     if as_json:
         _print(found, as_json)
         return
-    rows = [{**row, "embeddings": ", ".join(f"{k} {v['finished']}/{v['chunks']}" for k, v in row["embeddings"].items())} for row in found["slides"]]
+    rows = [
+        {**row, "embeddings": ", ".join(f"{k} {v['finished']}/{v['chunks']}" for k, v in row["embeddings"].items())}
+        for row in found["slides"]
+    ]
     _print(rows, False)
     _print([{**row, "split": None} for row in found["cohorts"]], False)
 
@@ -278,7 +299,11 @@ def _print(result: Any, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    names = [name for name in rows[0] if name not in ("warnings", "stages", "scores") and any(row.get(name) is not None for row in rows)]
+    names = [
+        name
+        for name in rows[0]
+        if name not in ("warnings", "stages", "scores") and any(row.get(name) is not None for row in rows)
+    ]
     table = Table(*names)
     for row in rows:
         table.add_row(*(_cell(row.get(name)) for name in names))

@@ -71,7 +71,19 @@ def test_the_whole_job(tmp_path: Path, synthetic_slides: Path):
         *("benchmark", "--cohort", "C", "--encoder", "stain-bank", "--head", "ridge", "--head", "gene-mean"),
         *("--target", "lognorm", "--report", tmp_path / "report.html"),
     )
-    expected = {"encoder", "head", "target", "split", "slide", "pcc_gene", "pcc_patch", "mse", "mae", "r2_gene", "n_spots"}
+    expected = {
+        "encoder",
+        "head",
+        "target",
+        "split",
+        "slide",
+        "pcc_gene",
+        "pcc_patch",
+        "mse",
+        "mae",
+        "r2_gene",
+        "n_spots",
+    }
     assert all(set(row) == expected for row in rows)
     assert {row["slide"] for row in rows} == {None, "synthetic_p2_s3"}
     assert "<html" in (tmp_path / "report.html").read_text()[:300]
@@ -81,7 +93,9 @@ def test_the_whole_job(tmp_path: Path, synthetic_slides: Path):
     import anndata as ad
 
     barcode = ad.read_zarr(store / "data.zarr/slides/synthetic_p1_s1").obs_names[0]
-    rows = ok("search", "--encoder", "stain-bank", "--spot", f"synthetic_p1_s1/{barcode}", "-k", 3, "--exclude", "slide")
+    rows = ok(
+        "search", "--encoder", "stain-bank", "--spot", f"synthetic_p1_s1/{barcode}", "-k", 3, "--exclude", "slide"
+    )
     assert [set(row) for row in rows] == [{"query", "rank", "spot", "slide", "similarity"}] * 3
     assert len(ok("info")["slides"]) == 3
     table = run("info", "--store", store)
@@ -97,8 +111,14 @@ def test_bad_input_is_one_line(tmp_path: Path, synthetic_slides: Path):
     fails(run("encode", "--store", store, "--encoder", "uni"), "unknown encoder 'uni'")
     wrong = tmp_path / "w.pth"
     torch.save({"cls_token": torch.ones(1, 1, 7)}, wrong)
-    fails(run("encode", "--store", store, "--encoder", "timm:vit_tiny_patch16_224", "--weights", wrong), r"w\.pth: weights do not fit")
-    fails(run("ingest", synthetic_slides / "synthetic_p2_s3", "--slide", "synthetic_p1_s1", "--store", store), "another image")
+    fails(
+        run("encode", "--store", store, "--encoder", "timm:vit_tiny_patch16_224", "--weights", wrong),
+        r"w\.pth: weights do not fit",
+    )
+    fails(
+        run("ingest", synthetic_slides / "synthetic_p2_s3", "--slide", "synthetic_p1_s1", "--store", store),
+        "another image",
+    )
     fails(run("cohort", "--store", store, "--name", "C"), "no split|no held-out|train")
     left = sorted(path.name for path in (store / "data.zarr/slides").iterdir())
     assert left == ["synthetic_p1_s1", "zarr.json"]
@@ -108,7 +128,9 @@ def test_bad_input_is_one_line(tmp_path: Path, synthetic_slides: Path):
 def mounted(folder: Path, options: str) -> None:
     """Mount a small file system, as a full or read-only disk; skip where that is not allowed."""
     folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True, check=False)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True, check=False
+    )
     if made.returncode:
         pytest.skip(f"cannot mount a file system here: {made.stderr.strip()}")
 
@@ -148,7 +170,9 @@ def test_a_read_only_disk(tmp_path: Path, synthetic_slides: Path):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_an_unexpected_error_is_one_line_and_debug_shows_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_an_unexpected_error_is_one_line_and_debug_shows_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     import spared_fm
 
     def broken(*args: object, **kwargs: object) -> None:
@@ -160,7 +184,7 @@ def test_an_unexpected_error_is_one_line_and_debug_shows_it(monkeypatch: pytest.
         cli.main()
     assert exit_.value.code == 1
     assert capsys.readouterr().err.strip() == (
-        "error: internal error, RuntimeError: surprise (run again with --debug and report it)"
+        r"error: internal error, RuntimeError: surprise (run again with --debug and report it)"
     )
     monkeypatch.setattr(sys, "argv", ["spared-fm", "info", "--store", "x", "--debug"])
     with pytest.raises(RuntimeError, match="surprise"):

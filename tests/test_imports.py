@@ -16,9 +16,11 @@ print(seconds, ",".join(heavy))
 def test_import_is_light():
     best = float("inf")
     for _ in range(3):  # the first may read the disk
-        seconds, heavy = subprocess.run(
-            [sys.executable, "-c", CODE], capture_output=True, text=True, check=True
-        ).stdout.rstrip("\n").split(" ")
+        seconds, heavy = (
+            subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+            .stdout.rstrip("\n")
+            .split(" ")
+        )
         assert heavy == ""
         best = min(best, float(seconds))
     assert best < 0.5

@@ -57,9 +57,7 @@ def score(
     """
     truth, predicted = np.asarray(y_true), np.asarray(y_pred)
     if truth.ndim != 2 or truth.shape != predicted.shape:
-        raise InputError(
-            f"truth has shape {truth.shape}, prediction {predicted.shape}: both must be (spots, genes)"
-        )
+        raise InputError(f"truth has shape {truth.shape}, prediction {predicted.shape}: both must be (spots, genes)")
     if truth.size == 0:
         raise InputError(f"nothing to score: truth has shape {truth.shape}")
     seen = _scored(truth.shape, mask, which)
@@ -94,9 +92,7 @@ def gene_scores(
     """
     truth, predicted = np.asarray(y_true), np.asarray(y_pred)
     if truth.ndim != 2 or truth.shape != predicted.shape:
-        raise InputError(
-            f"truth has shape {truth.shape}, prediction {predicted.shape}: both must be (spots, genes)"
-        )
+        raise InputError(f"truth has shape {truth.shape}, prediction {predicted.shape}: both must be (spots, genes)")
     seen = _scored(truth.shape, mask, which)
     t, p = _values(truth, seen, "truth"), _values(predicted, seen, "prediction")
     return _along(0, t, p, truth.dtype, predicted.dtype, seen)
@@ -112,9 +108,7 @@ def _scored(shape: tuple[int, ...], mask: ArrayLike | None, which: str) -> NDArr
         raise InputError("scoring measured entries needs a mask: the cohort's layer 'mask'")
     seen = np.asarray(mask)
     if seen.shape != shape or seen.dtype != bool:
-        raise InputError(
-            f"the mask has shape {seen.shape} and dtype {seen.dtype}: it must be bool of shape {shape}"
-        )
+        raise InputError(f"the mask has shape {seen.shape} and dtype {seen.dtype}: it must be bool of shape {shape}")
     return seen
 
 
@@ -122,9 +116,7 @@ def _values(values: NDArray[Any], seen: NDArray[np.bool_], what: str) -> NDArray
     """Return the scored values in float64, 0 elsewhere."""
     out = np.where(seen, values, 0.0).astype(np.float64)
     if not np.isfinite(out).all():
-        raise InputError(
-            f"the {what} holds NaN or infinite values among the scored entries: drop those spots"
-        )
+        raise InputError(f"the {what} holds NaN or infinite values among the scored entries: drop those spots")
     return out
 
 

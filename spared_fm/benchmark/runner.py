@@ -197,7 +197,4 @@ def _scores(parts: list[tuple[Any, Any, Any]], which: Which) -> Row:
     truth, predicted = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     seen = np.concatenate([part[2] for part in parts]) if which == "measured" else None
     found = score(truth, predicted, mask=seen, which=which)
-    return {
-        key: None if isinstance(found[key], float) and math.isnan(found[key]) else found[key]
-        for key in KEYS[5:]
-    }
+    return {key: None if isinstance(found[key], float) and math.isnan(found[key]) else found[key] for key in KEYS[5:]}

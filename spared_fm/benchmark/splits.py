@@ -54,13 +54,9 @@ def split_by(
         raise InputError(f"can't split by {by!r}: use 'patient' or 'slide'")
     shares = np.asarray(fractions, dtype=float)
     if shares.shape != (3,) or not (np.isfinite(shares).all() and (shares >= 0).all() and shares.sum() > 0):
-        raise InputError(
-            f"split fractions are {list(fractions)}: give shares of train, val, test, none below 0"
-        )
+        raise InputError(f"split fractions are {list(fractions)}: give shares of train, val, test, none below 0")
     if by == "patient" and (unknown := [s for s in names if not patients.get(s)]):
-        raise InputError(
-            f"no patient is known for {_some(unknown)}: ingest with --patient, or split by slide"
-        )
+        raise InputError(f"no patient is known for {_some(unknown)}: ingest with --patient, or split by slide")
     unit_of = {s: str(patients[s]) if by == "patient" else s for s in names}
     units = sorted(set(unit_of.values()))
     if len(units) < 2:
@@ -98,9 +94,7 @@ def check_split(split: Mapping[str, str], patients: Mapping[str, str | None]) ->
         A part with another name, no train slide, or no slide that is held out.
     """
     if odd := {s: p for s, p in split.items() if p not in PARTS}:
-        raise InputError(
-            f"unknown split {next(iter(odd.values()))!r} of {_some(odd)}: use {', '.join(PARTS)}"
-        )
+        raise InputError(f"unknown split {next(iter(odd.values()))!r} of {_some(odd)}: use {', '.join(PARTS)}")
     if "train" not in split.values():
         raise InputError("no slide is in the train split: give one with --split train")
     if not set(split.values()) - {"train"}:
@@ -110,15 +104,12 @@ def check_split(split: Mapping[str, str], patients: Mapping[str, str | None]) ->
         if patient := patients.get(slide):
             parts.setdefault(patient, set()).add(part)
     warnings = [
-        f"patient {patient} is in {' and '.join(p for p in PARTS if p in found)}: "
-        "scores say little about new patients"
+        f"patient {patient} is in {' and '.join(p for p in PARTS if p in found)}: scores say little about new patients"
         for patient, found in sorted(parts.items())
         if len(found) > 1
     ]
     if unknown := sorted(s for s in split if not patients.get(s)):
-        warnings.append(
-            f"the patient of {_some(unknown)} is unknown: a leak between splits can't be ruled out"
-        )
+        warnings.append(f"the patient of {_some(unknown)} is unknown: a leak between splits can't be ruled out")
     return warnings
 
 

@@ -161,7 +161,11 @@ def _timm_model(spec: EncoderSpec) -> torch.nn.Module:
             model = timm.create_model(spec.architecture.split(".")[0], pretrained=False, num_classes=0)
             if spec.weights != RANDOM:
                 classifier = timm.get_pretrained_cfg_value(spec.architecture.split(".")[0], "classifier") or ()
-                fill(model, Path(spec.weights), ignore=(classifier,) if isinstance(classifier, str) else tuple(classifier))
+                fill(
+                    model,
+                    Path(spec.weights),
+                    ignore=(classifier,) if isinstance(classifier, str) else tuple(classifier),
+                )
             return model
         try:
             return timm.create_model(spec.architecture, pretrained=True, num_classes=0)
@@ -179,7 +183,7 @@ def _output_dim(model: torch.nn.Module, input_size: tuple[int, int, int]) -> int
 
 
 def _pooling(model: torch.nn.Module) -> str:
-    """timm keeps a name (transformers) or a pooling module (convolutional nets) under the same attribute."""
+    """Timm keeps a name (transformers) or a pooling module (convolutional nets) under the same attribute."""
     pool = getattr(model, "global_pool", None)
     return str(pool if isinstance(pool, str) else getattr(pool, "pool_type", "none"))
 
@@ -188,4 +192,6 @@ def _check_device(device: str) -> None:
     kind = device.split(":")[0]
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(kind, False):
-        raise InputError(f"device {device!r} is not available here; there is {', '.join(k for k, ok in there.items() if ok)}")
+        raise InputError(
+            f"device {device!r} is not available here; there is {', '.join(k for k, ok in there.items() if ok)}"
+        )

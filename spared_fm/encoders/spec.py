@@ -77,7 +77,9 @@ def resolve(name: str, weights: str | Path | None = None, *, seed: int = 0) -> E
         Unknown encoder (close names are suggested), weights for an encoder that has none, or no such weights file.
     """
     if name != BUILT_IN and not name.startswith("timm:"):
-        raise InputError(f"unknown encoder {name!r}; there are {BUILT_IN} and timm:<model>, e.g. timm:vit_small_patch16_224")
+        raise InputError(
+            f"unknown encoder {name!r}; there are {BUILT_IN} and timm:<model>, e.g. timm:vit_small_patch16_224"
+        )
     if name == BUILT_IN and weights is not None:
         raise InputError(f"encoder {BUILT_IN} has fixed filters and takes no --weights")
     if name.startswith("timm:"):
@@ -101,5 +103,9 @@ def _check_timm_name(architecture: str) -> None:
     if timm.is_model(architecture) or (timm.is_model(stem) and not architecture.startswith("hf-hub:")):
         return
     close = difflib.get_close_matches(stem, timm.list_models(), n=3)
-    hint = f"did you mean {', '.join(f'timm:{name}' for name in close)}?" if close else "`timm.list_models()` lists the names"
+    hint = (
+        f"did you mean {', '.join(f'timm:{name}' for name in close)}?"
+        if close
+        else "`timm.list_models()` lists the names"
+    )
     raise InputError(f"unknown encoder 'timm:{architecture}': timm has no such model; {hint}")

@@ -209,9 +209,7 @@ class _Derivatives:
         1 where all gradients of a window share one direction, 0 where they share none (Bigün & Granlund 1987,
         ICCV:433); windows count by their energy.
         """
-        a, b, c = (
-            functional.adaptive_avg_pool2d(t[:, channels], cells) for t in (self.gxx, self.gyy, self.gxy)
-        )
+        a, b, c = (functional.adaptive_avg_pool2d(t[:, channels], cells) for t in (self.gxx, self.gyy, self.gxy))
         length = ((a - b) ** 2 + 4 * c * c).sqrt().sum((2, 3))
         return length / ((a + b).sum((2, 3)) + 1e-3)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import pickle
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +13,7 @@ from spared_fm.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 _WRAPPERS = ("state_dict", "model", "teacher", "model_state_dict")
 _PREFIXES = ("module.", "backbone.", "encoder.")
@@ -36,10 +36,14 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path}: not a readable safetensors file ({_first_line(error)}); fetch it again") from error
+            raise InputError(
+                f"{path}: not a readable safetensors file ({_first_line(error)}); fetch it again"
+            ) from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch remarks on foreign pickle protocols before it refuses them
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # torch remarks on foreign pickle protocols before it refuses them
             loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
@@ -50,7 +54,11 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
     for name in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
             loaded = loaded[name]
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()) or not loaded:
+    if (
+        not isinstance(loaded, dict)
+        or not all(isinstance(value, torch.Tensor) for value in loaded.values())
+        or not loaded
+    ):
         raise InputError(f"{path}: holds no state dict of tensors; save the model's state_dict() as .safetensors")
     return loaded
 
@@ -97,7 +105,11 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        total.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else tensor.reshape(1).view(torch.uint8).numpy().tobytes())
+        total.update(
+            tensor.view(torch.uint8).numpy().tobytes()
+            if tensor.ndim
+            else tensor.reshape(1).view(torch.uint8).numpy().tobytes()
+        )
     return f"sha256:{total.hexdigest()}"
 
 

@@ -85,7 +85,9 @@ def make_recipe(encoder: Encoder, patch: PatchSpec, store_dtype: str = "float16"
 
 def array_key(recipe: Recipe, spec: EncoderSpec) -> str:
     """Key of the array: the encoder's slug for its default recipe, else ``<slug>@<8 hex of the recipe id>``."""
-    is_default = spec.is_default and spec.seed == 0 and (recipe.patch_um, recipe.patch_px) == (PatchSpec().um, PatchSpec().px)
+    is_default = (
+        spec.is_default and spec.seed == 0 and (recipe.patch_um, recipe.patch_px) == (PatchSpec().um, PatchSpec().px)
+    )
     is_default = is_default and recipe.resampling == PatchSpec().resample and recipe.store_dtype == "float16"
     return slug(spec.name) if is_default else f"{slug(spec.name)}@{recipe.id[:8]}"
 

@@ -76,7 +76,7 @@ def run(
 
 
 def _in_this_process(tasks: list[Task], count: Callable[[Done], None]) -> None:
-    """dask's synchronous scheduler: no threads, no sockets."""
+    """Dask's synchronous scheduler: no threads, no sockets."""
     import dask
     from dask.callbacks import Callback
 

@@ -1,4 +1,7 @@
-"""One task: read a chunk's patches, encode them, write the chunk. Runs in a worker, again after a crash, or twice: all the same."""
+"""One task: read a chunk's patches, encode them, write the chunk.
+
+It runs in a worker, again after a crash, or twice: the outcome is the same.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,9 @@ def encode_chunk(task: Task) -> Done:
     encoder = _encoder(task.spec, task.device)
     recipe = array.recipe
     if encoder.weights != recipe.weights:
-        raise InputError(f"worker built {task.spec.name} with weights {encoder.weights}, the array has {recipe.weights}")
+        raise InputError(
+            f"worker built {task.spec.name} with weights {encoder.weights}, the array has {recipe.weights}"
+        )
     torch.set_num_threads(array.attributes["threads"])
     reader = _patch_reader(task.store, task.slide, recipe.patch_um, recipe.patch_px, recipe.resampling)
     rows = array.rows(task.chunk)

@@ -73,9 +73,7 @@ def check_features(X: Any, dim: int | None = None) -> Any:
     if X.dtype.kind not in "fiub":
         raise InputError(f"features have dtype {X.dtype}: give a dense numeric array")
     if dim is not None and X.shape[1] != dim:
-        raise InputError(
-            f"features have {X.shape[1]} columns, the head was fitted with {dim}: use the same encoder"
-        )
+        raise InputError(f"features have {X.shape[1]} columns, the head was fitted with {dim}: use the same encoder")
     return X
 
 
@@ -89,9 +87,7 @@ def check_targets(y: Any, rows: int) -> Any:
     """
     y = y if isinstance(y, np.ndarray) else np.asarray(y)
     if y.ndim != 2 or y.dtype.kind not in "fiub":
-        raise InputError(
-            f"targets have shape {y.shape} and dtype {y.dtype}: give a dense (spots, genes) array"
-        )
+        raise InputError(f"targets have shape {y.shape} and dtype {y.dtype}: give a dense (spots, genes) array")
     if len(y) != rows:
         raise InputError(f"{rows} rows of features but {len(y)} of targets: join them by spot id first")
     return y
@@ -109,9 +105,7 @@ def row_labels(groups: Any, rows: int) -> NDArray[np.str_]:
     if labels.ndim == 0:
         return np.full(rows, str(labels))
     if labels.shape != (rows,):
-        raise InputError(
-            f"{rows} rows of features but slide labels of shape {labels.shape}: give one per spot"
-        )
+        raise InputError(f"{rows} rows of features but slide labels of shape {labels.shape}: give one per spot")
     return labels.astype(np.str_)
 
 

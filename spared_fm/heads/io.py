@@ -62,9 +62,7 @@ def save(head: Head, folder: str | os.PathLike[str], card: dict[str, Any]) -> No
     try:
         text = json.dumps(full, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(
-            f"the card of {folder} is not JSON ({error}): use plain numbers, strings, lists"
-        ) from error
+        raise InputError(f"the card of {folder} is not JSON ({error}): use plain numbers, strings, lists") from error
 
     part = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
     try:
@@ -75,9 +73,7 @@ def save(head: Head, folder: str | os.PathLike[str], card: dict[str, Any]) -> No
         part.rename(folder)
         _flush_folder(folder.parent)
     except OSError as error:
-        raise InputError(
-            f"{folder} can't be written ({error.strerror}): free the disk or choose another"
-        ) from error
+        raise InputError(f"{folder} can't be written ({error.strerror}): free the disk or choose another") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -100,25 +96,19 @@ def load(folder: str | os.PathLike[str]) -> tuple[Head, dict[str, Any]]:
         card = json.loads((folder / CARD).read_text())
         weights = (folder / WEIGHTS).read_bytes()
     except OSError as error:
-        raise InputError(
-            f"{folder} is not a saved head ({error.strerror}: {error.filename}): fit it first"
-        ) from error
+        raise InputError(f"{folder} is not a saved head ({error.strerror}: {error.filename}): fit it first") from error
     except ValueError as error:
         raise InputError(f"{folder / CARD} is damaged ({error}): fit the head again") from error
     if not isinstance(card, dict) or not {*RESERVED} <= set(card):
         raise InputError(f"{folder / CARD} is not the card of a head: fit the head again")
     if not isinstance(card["format"], int) or card["format"] > FORMAT:
-        raise InputError(
-            f"{folder} has format {card['format']}, this version reads {FORMAT}: update spared-fm"
-        )
+        raise InputError(f"{folder} has format {card['format']}, this version reads {FORMAT}: update spared-fm")
     if hashlib.sha256(weights).hexdigest() != card["weights_sha256"]:
         raise InputError(f"{folder / WEIGHTS} does not match its checksum: fit the head again")
     try:
         return head_class(card["head"]).from_state(card["params"], tensors_load(weights)), card
     except (KeyError, TypeError, SafetensorError) as error:
-        raise InputError(
-            f"{folder} can't be read as a {card['head']!r} head ({error}): fit it again"
-        ) from error
+        raise InputError(f"{folder} can't be read as a {card['head']!r} head ({error}): fit it again") from error
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -45,13 +45,9 @@ class GeneMean:
             y = check_targets(y, len(X))
             sums = y.sum(axis=0, dtype=np.float64)
             if not np.isfinite(sums).all():
-                raise InputError(
-                    "targets hold NaN or infinite values: drop those spots or complete the layer first"
-                )
+                raise InputError("targets hold NaN or infinite values: drop those spots or complete the layer first")
             if rows and sums.shape != total.shape:
-                raise InputError(
-                    f"a block has {len(sums)} genes, the first had {len(total)}: use one gene panel"
-                )
+                raise InputError(f"a block has {len(sums)} genes, the first had {len(total)}: use one gene panel")
             total = total + sums if rows else sums
             rows += len(X)
         if rows == 0:

@@ -113,13 +113,9 @@ class _Slide:
         s.sx += x64.sum(axis=0)
         s.sy += y64.sum(axis=0)
         if not np.isfinite(s.sx).all():
-            raise InputError(
-                "features hold NaN or infinite values: encode the missing patches or drop their spots"
-            )
+            raise InputError("features hold NaN or infinite values: encode the missing patches or drop their spots")
         if not np.isfinite(s.sy).all():
-            raise InputError(
-                "targets hold NaN or infinite values: drop those spots or complete the layer first"
-            )
+            raise InputError("targets hold NaN or infinite values: drop those spots or complete the layer first")
         s.xx += x64.T @ x64
         s.xy += x64.T @ y64
         s.yy += np.einsum("ij,ij->j", y64, y64)
@@ -169,9 +165,7 @@ def gather(blocks: Iterable[Block], block_rows: int) -> dict[str, _Slide]:
     if shape is None or not slides:
         raise InputError("no training spots: give the split at least one train slide with spots")
     if 0 in shape:
-        raise InputError(
-            f"features have {shape[0]} columns and targets {shape[1]} genes: neither may be empty"
-        )
+        raise InputError(f"features have {shape[0]} columns and targets {shape[1]} genes: neither may be empty")
     return slides
 
 
@@ -212,9 +206,7 @@ def feature_scale(X: Any, rows: NDArray[np.intp], block_rows: int) -> tuple[NDAr
         total += x64.sum(axis=0)
         squares += np.einsum("ij,ij->j", x64, x64)
     if not np.isfinite(total).all():
-        raise InputError(
-            "features hold NaN or infinite values: encode the missing patches or drop their spots"
-        )
+        raise InputError("features hold NaN or infinite values: encode the missing patches or drop their spots")
     mean = total / len(rows)
     centred = squares - total * mean
     variance = np.where(centred <= rounding(len(rows), mean + x0), 0.0, centred) / len(rows)

@@ -217,9 +217,7 @@ class Ridge:
             raise InputError("ridge is not fitted: call fit first")
         return self.coef_
 
-    def _slides(
-        self, blocks: Iterable[Block]
-    ) -> tuple[list[Moments], NDArray[np.float64], NDArray[np.float64]]:
+    def _slides(self, blocks: Iterable[Block]) -> tuple[list[Moments], NDArray[np.float64], NDArray[np.float64]]:
         """Return the sums of every slide about one origin near the pooled mean, and that origin."""
         running = gather(blocks, self.block_rows)
         parts = []
@@ -274,9 +272,7 @@ class Ridge:
             Z *= inverse
             values = Z @ self._fitted() + self.intercept_
             if not np.isfinite(values).all():
-                raise InputError(
-                    "features hold NaN or infinite values: encode the missing patches or drop their spots"
-                )
+                raise InputError("features hold NaN or infinite values: encode the missing patches or drop their spots")
             out[part] = values
 
 
@@ -347,9 +343,7 @@ def gcv_score(
     return out
 
 
-def pick_alphas(
-    error: NDArray[np.float64], variance: NDArray[np.float64], *, per_gene: bool
-) -> NDArray[np.intp]:
+def pick_alphas(error: NDArray[np.float64], variance: NDArray[np.float64], *, per_gene: bool) -> NDArray[np.intp]:
     """Return the row of ``error`` to use for each gene; ties go to the larger alpha.
 
     Parameters

@@ -230,9 +230,7 @@ def _excluder(exclude: Any, q: int) -> Callable[[NDArray[np.int64]], NDArray[np.
     else:
         lists = [np.fromiter(listed, dtype=np.int64) for listed in exclude]
         if len(lists) != q:
-            raise InputError(
-                f"{q} queries but {len(lists)} collections of ids to exclude: give one for each query"
-            )
+            raise InputError(f"{q} queries but {len(lists)} collections of ids to exclude: give one for each query")
 
         def rule(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
             return np.stack([np.isin(ids, listed) for listed in lists])

@@ -123,9 +123,7 @@ def check_coordinates(xy: Any, n_spots: int, barcodes: pd.Index, source: Path) -
     except (TypeError, ValueError):
         raise InputError(f"{source}: the spot coordinates are not numbers: give x, y in pixels") from None
     if coordinates.shape != (n_spots, 2):
-        raise InputError(
-            f"{source}: coordinates of shape {coordinates.shape} for {n_spots} spots: give x, y in pixels"
-        )
+        raise InputError(f"{source}: coordinates of shape {coordinates.shape} for {n_spots} spots: give x, y in pixels")
     bad = ~np.isfinite(coordinates).all(axis=1)
     if bad.any():
         raise InputError(

@@ -75,7 +75,5 @@ def _image_beside(folder: Path) -> Path | None:
     images = sorted(p for p in folder.glob("image.*") if p.is_file())
     if len(images) > 1:
         names = ", ".join(p.name for p in images)
-        raise InputError(
-            f"{folder}: several images ({names}): pass the one the coordinates belong to as image"
-        )
+        raise InputError(f"{folder}: several images ({names}): pass the one the coordinates belong to as image")
     return images[0] if images else None

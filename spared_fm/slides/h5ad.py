@@ -99,10 +99,13 @@ def _one(
         checks.check_inside(xy, 1.0, image_size(image), image)
     library = _library(adata.uns.get("spatial"), slide_id, several)
     metadata = _plain(library.get("metadata") or {})
+    slide = assemble(counts, obs, barcodes, adata.var, xy)
+    for name, layer in adata.layers.items():  # a user's own layers stay with the slide
+        slide.layers[name] = layer[rows]
     scalefactors = {str(k): float(v) for k, v in (library.get("scalefactors") or {}).items()}
     return SlideData(
         id=slide_id,
-        adata=assemble(counts, obs, barcodes, adata.var, xy),
+        adata=slide,
         image=image,
         image_kind="none" if image is None else "fullres",
         mpp_candidates=mpp_candidates(metadata, scalefactors, array_positions(obs, xy)),
@@ -146,9 +149,7 @@ def _patient(obs: pd.DataFrame, metadata: Mapping[str, Any], path: Path, slide_i
     patients = obs["patient"].dropna().astype(str).unique()
     if len(patients) > 1:
         names = ", ".join(patients[:5])
-        raise InputError(
-            f"{path}: slide {slide_id} has several patients ({names}): give each its own slide_id"
-        )
+        raise InputError(f"{path}: slide {slide_id} has several patients ({names}): give each its own slide_id")
     return str(patients[0]) if len(patients) else None
 
 

@@ -125,8 +125,7 @@ class BaseReader(ABC):
         size = self.levels[level]
         if min(x, y) < 0 or min(width, height) < 1 or x + width > size.width or y + height > size.height:
             raise ValueError(
-                f"{self.path}: box x={x} y={y} {width}×{height} is not inside level {level}, "
-                f"{size.width}×{size.height}"
+                f"{self.path}: box x={x} y={y} {width}×{height} is not inside level {level}, {size.width}×{size.height}"
             )
         return self._read(level, x, y, width, height)
 
@@ -305,9 +304,7 @@ def _kind(path: Path) -> str:
         raise InputError(f"{path}: no such image: check the path") from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise InputError(
-            f"{path}: the image can't be read ({reason}): check the path and its rights"
-        ) from error
+        raise InputError(f"{path}: the image can't be read ({reason}): check the path and its rights") from error
     if not head:
         raise InputError(f"{path}: the image is empty (0 bytes): copy it again")
     if head[:4] in _TIFF_MAGIC:

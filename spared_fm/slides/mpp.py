@@ -188,9 +188,7 @@ def _default_pitch(layout: str, array_row: ArrayLike, array_col: ArrayLike) -> f
     return None if layout == "square" and span > _LEGACY_ST_MAX_SPAN else PITCH_UM[layout]
 
 
-def _neighbour_distances(
-    grid: np.ndarray, pixels: np.ndarray, steps: tuple[tuple[int, int], ...]
-) -> np.ndarray:
+def _neighbour_distances(grid: np.ndarray, pixels: np.ndarray, steps: tuple[tuple[int, int], ...]) -> np.ndarray:
     """Pixel distances of all pairs of spots one step apart; `grid` is (n, 2), unique and sorted."""
     if not len(grid):
         return np.empty(0)

@@ -36,8 +36,8 @@ class SlideData:
     adata
         obs index = unique barcodes, with ``in_tissue``, ``array_row``, ``array_col`` where known; var index =
         unique gene names; X = raw counts, CSR, int32 where all are whole numbers, else float32;
-        ``obsm['spatial']`` = float64 (n, 2), x and y in pixels, absent where the file has no coordinates. No
-        layers, no uns.
+        ``obsm['spatial']`` = float64 (n, 2), x and y in pixels, absent where the file has no coordinates. An
+        .h5ad's own layers are kept; no uns.
     image
         The image to cut patches from, or None.
     image_scale

@@ -1,4 +1,4 @@
-"""A synthetic study: slides whose image and expression come from one hidden truth, which is written beside them."""
+"""A synthetic study: image and expression of each slide come from one hidden truth, written beside them."""
 
 from __future__ import annotations
 
@@ -93,9 +93,7 @@ def generate_study(
     """
     patient_of = [int(p) for p in np.repeat(np.arange(n_patients), _deal(n_slides, n_patients))]
     if spots_per_side < 4 or n_genes < 20 or not 0 < mpp[0] <= mpp[1]:
-        raise InputError(
-            "a synthetic slide needs at least 4 spots per side, 20 genes and a range of positive mpp"
-        )
+        raise InputError("a synthetic slide needs at least 4 spots per side, 20 genes and a range of positive mpp")
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     genes = _draw_genes(np.random.default_rng([seed, 1]), n_genes)
@@ -119,14 +117,10 @@ def generate_study(
 
 def _deal(n_slides: int, n_patients: int) -> list[int]:
     if n_patients < 2 or n_slides < n_patients:
-        raise InputError(
-            f"{n_slides} slides of {n_patients} patients: a held-out patient needs two, with a slide each"
-        )
+        raise InputError(f"{n_slides} slides of {n_patients} patients: a held-out patient needs two, with a slide each")
     dealt = [len(part) for part in np.array_split(np.arange(n_slides), n_patients)]
     if sum(dealt[:-1]) < 2:
-        raise InputError(
-            f"{n_slides} slides of {n_patients} patients leave fewer than two to train on: ask for more"
-        )
+        raise InputError(f"{n_slides} slides of {n_patients} patients leave fewer than two to train on: ask for more")
     return dealt
 
 
@@ -231,9 +225,7 @@ def _visium(image: np.ndarray, name: str, patient: str, um_per_px: float) -> dic
     }
     for key, side in (("hires", 1000), ("lowres", 300)):
         scale = min(1.0, side / max(width, height))
-        small = Image.fromarray(image).resize(
-            (round(width * scale), round(height * scale)), Image.Resampling.BOX
-        )
+        small = Image.fromarray(image).resize((round(width * scale), round(height * scale)), Image.Resampling.BOX)
         images[key], factors[f"tissue_{key}_scalef"] = np.asarray(small), scale
     metadata: dict[str, object] = {
         "synthetic": True,

@@ -81,7 +81,7 @@ def grow_tissue(rng: np.random.Generator, width_um: float, height_um: float) -> 
     )
     logits = (logits * 9).astype(np.float32)  # steep: neighbouring regions mix over tens of micrometres only
     share = _softmax(logits)
-    lumen = _smooth(rng, shape, 24.0) - 1.45 - 4 * (share[0] < 0.9)
+    lumen = _smooth(rng, shape, 24.0) - 1.45 - 6 * np.clip(1 - share[0], 0, 1)  # none near the edge of a nest
     inside = _outline(rng, shape)
     crowding = np.exp(0.35 * _smooth(rng, shape, 90.0))
     density = np.tensordot(_NUCLEI_PER_MM2, share, axes=1) * crowding * (inside > 0) * (lumen < 0)
@@ -108,16 +108,14 @@ def scatter_nuclei(rng: np.random.Generator, tissue: Tissue) -> Nuclei:
     region = (rng.random(len(xy)) > np.cumsum(share, axis=0)[:-1]).sum(axis=0)
     across_y, across_x = np.gradient(tissue.bend, FIELD_UM)
     along = np.array([np.cos(tissue.tilt), np.sin(tissue.tilt)])
-    # fibres are level lines of (distance across the fibres + bend); its gradient turned by 90° runs along them
+    # fibres are level lines of (distance across them + bend): its gradient turned by 90° runs along them
     grad_x, grad_y = -along[1] + _at(across_x, xy), along[0] + _at(across_y, xy)
     free = rng.uniform(0, np.pi, len(xy))
     angle = np.where(region == 1, np.arctan2(-grad_x, grad_y) + rng.normal(0, 0.2, len(xy)), free)
     return Nuclei(xy, region, angle % np.pi)
 
 
-def render(
-    rng: np.random.Generator, tissue: Tissue, nuclei: Nuclei, stain: Stain, um_per_px: float
-) -> np.ndarray:
+def render(rng: np.random.Generator, tissue: Tissue, nuclei: Nuclei, stain: Stain, um_per_px: float) -> np.ndarray:
     """Render a section in transmitted light.
 
     Parameters
@@ -199,8 +197,7 @@ def _stamp(rng: np.random.Generator, nuclei: Nuclei, shape: tuple[int, int], um_
     n_angles, n_kinds = 12, 6
     banks = {
         region: [
-            [_nucleus(rng, region, np.pi * a / n_angles, um_per_px) for _ in range(n_kinds)]
-            for a in range(n_angles)
+            [_nucleus(rng, region, np.pi * a / n_angles, um_per_px) for _ in range(n_kinds)] for a in range(n_angles)
         ]
         for region in range(len(REGIONS))
     }
@@ -232,9 +229,7 @@ def _nucleus(rng: np.random.Generator, region: int, angle: float, um_per_px: flo
     chromatin /= chromatin.std() + 1e-9
     if region == 0:  # pale inside, a darker rim and often a nucleolus
         rim = np.exp(-(((radius - 0.88) / 0.2) ** 2))
-        spot = np.exp(-((u - rng.normal(0, 1.5)) ** 2 + (v - rng.normal(0, 1)) ** 2) / 1.6) * (
-            rng.random() < 0.7
-        )
+        spot = np.exp(-((u - rng.normal(0, 1.5)) ** 2 + (v - rng.normal(0, 1)) ** 2) / 1.6) * (rng.random() < 0.7)
         drawn = body * (0.62 + 0.10 * chromatin) + 0.28 * rim * body + 0.5 * spot * body
     else:
         drawn = body * ((0.0, 0.95, 1.25, 0.9)[region] + 0.10 * chromatin)
@@ -245,9 +240,7 @@ def _outline(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     """Signed distance-like map of the section: positive within, in µm, falling off towards the glass."""
     y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
     turn = np.arctan2(y, x)
-    reach = 0.92 + sum(
-        rng.normal(0, 0.055 / k) * np.cos(k * turn + rng.uniform(0, 2 * np.pi)) for k in range(2, 7)
-    )
+    reach = 0.92 + sum(rng.normal(0, 0.055 / k) * np.cos(k * turn + rng.uniform(0, 2 * np.pi)) for k in range(2, 7))
     squarish = (np.abs(x) ** 3 + np.abs(y) ** 3) ** (1 / 3)
     rough = 9 * _smooth(rng, shape, 14.0)
     return ((reach - squarish) * min(shape) * FIELD_UM / 2 + rough).astype(np.float32)

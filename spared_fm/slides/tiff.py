@@ -112,9 +112,7 @@ class _Plane:
             start, shape = int(page.dataoffsets[0]), tuple(page.shaped)
             self._whole = _interleave(np.memmap(self._file.path, dtype, "r", start, shape))
         else:
-            check_pixels(
-                path, *(self._segment_size if page.is_tiled else (self.width, self.height)), max_pixels
-            )
+            check_pixels(path, *(self._segment_size if page.is_tiled else (self.width, self.height)), max_pixels)
         self._decode = page.decode  # built once here: building it is not thread-safe
         self._decode_args: dict[str, Any] = {}
         if page.compression in _ANY_JPEG:
@@ -203,9 +201,7 @@ def _planes(path: Path, level: TiffPageSeries, lock: threading.Lock, max_pixels:
             "give an image of one RGB or grey plane, e.g. export the plane you need"
         )
     if first.dtype is None or first.dtype.kind not in "ub" or first.dtype.itemsize > 2:
-        raise InputError(
-            f"{path}: pixels of type {first.dtype}: convert the image to 8 or 16 bits per sample"
-        )
+        raise InputError(f"{path}: pixels of type {first.dtype}: convert the image to 8 or 16 bits per sample")
     known = {PHOTOMETRIC.RGB, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.PALETTE}
     decoded_to_rgb = first.photometric == PHOTOMETRIC.YCBCR and first.compression in TIFF.IMAGE_COMPRESSIONS
     if first.photometric not in known and not decoded_to_rgb:
@@ -243,6 +239,4 @@ def _downsample(top: tuple[int, int], size: tuple[int, int]) -> float:
 def _damaged(path: Path, error: Exception, where: str = "") -> InputError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     place = f" at {where}" if where else ""
-    return InputError(
-        f"{path}: the image is damaged or can't be decoded{place} ({reason}): copy or convert it again"
-    )
+    return InputError(f"{path}: the image is damaged or can't be decoded{place} ({reason}): copy or convert it again")

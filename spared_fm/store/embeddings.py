@@ -222,7 +222,9 @@ class EmbeddingArray:
         """Bytes of the chunk object: what zarr writes for it, captured in memory so that our own primitive makes it durable."""
         memory = MemoryStore()
         sync(memory.set("zarr.json", cpu.Buffer.from_bytes(self._metadata)))
-        array = zarr.open_array(memory, mode="r+").with_config({"write_empty_chunks": True})  # a chunk may be all absent
+        array = zarr.open_array(memory, mode="r+").with_config(
+            {"write_empty_chunks": True}
+        )  # a chunk may be all absent
         array[self.rows(k).start : self.rows(k).stop] = stored
         buffer = sync(memory.get(f"c/{k}/0", default_buffer_prototype()))
         if buffer is None:
@@ -239,7 +241,9 @@ class EmbeddingArray:
             except FileNotFoundError:
                 return None
             except ValueError as error:
-                raise InputError(f"{self.layout.root / self._receipt_key(k)} is damaged; delete it and encode again") from error
+                raise InputError(
+                    f"{self.layout.root / self._receipt_key(k)} is damaged; delete it and encode again"
+                ) from error
             if receipt.get("embedding_id") != self.attributes["embedding_id"]:
                 raise InputError(
                     f"{self.layout.root / self._receipt_key(k)} belongs to another embedding; delete it and encode again"

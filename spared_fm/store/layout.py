@@ -73,7 +73,9 @@ class Layout:
         except FileNotFoundError:
             raise InputError(f"{root}: no store here; `spared-fm ingest … --store {root}` makes one") from None
         except (NotADirectoryError, ValueError, KeyError, TypeError):
-            raise InputError(f"{root}: {DATA}/zarr.json is not that of a spared-fm store; point --store elsewhere") from None
+            raise InputError(
+                f"{root}: {DATA}/zarr.json is not that of a spared-fm store; point --store elsewhere"
+            ) from None
         if version > FORMAT_VERSION:
             raise InputError(
                 f"{root}: store format {version} is newer than {FORMAT_VERSION}, the newest this version reads; upgrade spared-fm"
@@ -127,7 +129,9 @@ class Layout:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, KeyError, AttributeError) as error:
-            raise InputError(f"{self.root / node}/zarr.json is damaged ({error}); restore it or remove the node") from error
+            raise InputError(
+                f"{self.root / node}/zarr.json is damaged ({error}); restore it or remove the node"
+            ) from error
 
     def set_attributes(self, node: str, attributes: dict[str, Any]) -> None:
         """Replace our attributes of a zarr node in one atomic write."""

@@ -53,7 +53,7 @@ def write_node(layout: Layout, key: str, adata: ad.AnnData, attributes: dict[str
     with layout.files.staging_folder() as staging, zarr_v3():
         parent = zarr.open_group(staging, mode="w", zarr_format=3)
         ad.io.write_elem(parent, "node", shell)
-        group = parent["node"]
+        group = zarr.open_group(staging / "node", mode="r+")
         for name in ("layers", "obsm"):
             for item, value in getattr(adata, name).items():
                 ad.io.write_elem(group[name], item, value, dataset_kwargs=_chunks(value))

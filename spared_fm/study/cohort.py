@@ -16,7 +16,7 @@ from spared_fm.store.recipe import digest
 from spared_fm.study.encode import choose_slides
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import anndata as ad
 
@@ -65,7 +65,9 @@ def cohort(
     from spared_fm.targets.cohort import build_cohort
 
     check_name(name, "cohort")
-    chosen = [s for s in choose_slides(layout, slides) if slides is not None or slide_record(layout, s)["counts_digest"]]
+    chosen = [
+        s for s in choose_slides(layout, slides) if slides is not None or slide_record(layout, s)["counts_digest"]
+    ]
     records = {slide: slide_record(layout, slide) for slide in chosen}
     for slide, record in records.items():
         if record["counts_digest"] is None:
@@ -74,14 +76,26 @@ def cohort(
     parts = _split(records, split, split_by, seed)
     warnings = check_split(parts, patients)
     parents = {s: {k: r[k] for k in ("counts_digest", "spots_digest", "fingerprint")} for s, r in records.items()}
-    settings = {"panel": _panel_identity(panel), "n_genes": n_genes, "split": parts, "patients": patients, "parents": parents}
+    settings = {
+        "panel": _panel_identity(panel),
+        "n_genes": n_genes,
+        "split": parts,
+        "patients": patients,
+        "parents": parents,
+    }
     node = layout.cohort(name)
     known = layout.attributes(node)
     if known is None:
         built = build_cohort(
-            {slide: _loader(layout, slide) for slide in chosen}, split=parts, patients=patients, n_genes=n_genes, panel=panel
+            {slide: _loader(layout, slide) for slide in chosen},
+            split=parts,
+            patients=patients,
+            n_genes=n_genes,
+            panel=panel,
         )
-        layers = {layer: {"method": "measured" if layer != "lognorm" else "ln(1 + counts per 1e4)"} for layer in built.layers}
+        layers = {
+            layer: {"method": "measured" if layer != "lognorm" else "ln(1 + counts per 1e4)"} for layer in built.layers
+        }
         record = {
             **settings,
             "cohort": name,
@@ -154,7 +168,9 @@ def cohort_record(layout: Layout, name: str) -> dict[str, Any]:
     record = layout.attributes(layout.cohort(name))
     if record is None:
         known = ", ".join(layout.cohorts()) or "none"
-        raise InputError(f"{layout.root}: no cohort {name!r} in the store (cohorts: {known}); `spared-fm cohort` makes one")
+        raise InputError(
+            f"{layout.root}: no cohort {name!r} in the store (cohorts: {known}); `spared-fm cohort` makes one"
+        )
     return record
 
 
@@ -202,10 +218,14 @@ def _split(
     named = dict(_read_split(split)) if isinstance(split, str | Path) else dict(split)
     unknown = sorted(named.keys() - records.keys())
     if unknown:
-        raise InputError(f"the split names slide {unknown[0]!r}, which is not in the cohort; check its spelling or --slides")
+        raise InputError(
+            f"the split names slide {unknown[0]!r}, which is not in the cohort; check its spelling or --slides"
+        )
     without = [slide for slide in records if slide not in named]
     if without:
-        raise InputError(f"the split says nothing about slide {without[0]}; add it, or leave the slide out with --slides")
+        raise InputError(
+            f"the split says nothing about slide {without[0]}; add it, or leave the slide out with --slides"
+        )
     return {slide: named[slide] for slide in records}
 
 
@@ -229,7 +249,7 @@ def _panel_identity(panel: str) -> str:
         raise InputError(f"--panel {panel}: not variance, moran or hvg, and no readable file of gene names") from error
 
 
-def _loader(layout: Layout, slide: str):  # noqa: ANN202 (a thunk of AnnData)
+def _loader(layout: Layout, slide: str) -> Callable[[], ad.AnnData]:
     def load() -> ad.AnnData:
         """Read counts and positions only: embeddings and images of the slide stay on disk."""
         import anndata

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from spared_fm.encoders.builder import Encoder
     from spared_fm.extract.plan import Plan
     from spared_fm.extract.run import Summary
     from spared_fm.store.layout import Layout
@@ -97,7 +98,7 @@ def encode(
         encoder = build(spec, device=device)
         keep(encoder)
 
-        def once(dtype: str, encoder=encoder) -> tuple[Plan, Summary]:  # noqa: ANN001
+        def once(dtype: str, encoder: Encoder = encoder) -> tuple[Plan, Summary]:
             plan = make_plan(
                 layout,
                 chosen,
@@ -193,7 +194,7 @@ def find_key(layout: Layout, slides: Sequence[str], encoder: str) -> str:
 
 
 def _same_key_everywhere(layout: Layout, slides: Sequence[str], key: str) -> str:
-    recipes = {}
+    recipes: dict[str, str] = {}
     for slide in slides:
         attributes = layout.attributes(layout.embedding(slide, key))
         if attributes is None:
@@ -201,6 +202,7 @@ def _same_key_everywhere(layout: Layout, slides: Sequence[str], key: str) -> str
         recipes.setdefault(attributes["recipe_id"], slide)
     if len(recipes) > 1:
         first, second = list(recipes.values())[:2]
-        raise InputError(f"embeddings {key!r} of slides {first} and {second} were made with different recipes; encode again")
+        raise InputError(
+            f"embeddings {key!r} of slides {first} and {second} were made with different recipes; encode again"
+        )
     return key
-

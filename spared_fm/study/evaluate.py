@@ -68,7 +68,9 @@ def join(layout: Layout, cohort: str, encoder: str) -> Joined:
         positions = barcodes.get_indexer(obs["barcode"].to_numpy()[rows])
         if (positions < 0).any():
             lost = obs["barcode"].iloc[rows[np.argmax(positions < 0)]]
-            raise InputError(f"cohort {cohort!r}: spot {slide}/{lost} is no longer in the store; build the cohort again")
+            raise InputError(
+                f"cohort {cohort!r}: spot {slide}/{lost} is no longer in the store; build the cohort again"
+            )
         joined.features[slide] = array.read(positions)
         joined.rows[slide] = rows
         joined.recipe_id = array.attributes["recipe_id"]
@@ -246,7 +248,9 @@ def predict(
         array = EmbeddingArray(layout, slide, key)
         array.check_current()
         if array.attributes["recipe_id"] != card["recipe_id"]:
-            raise InputError(f"slide {slide}: {key!r} has another recipe than the head was fitted on; encode it the same way")
+            raise InputError(
+                f"slide {slide}: {key!r} has another recipe than the head was fitted on; encode it the same way"
+            )
         features = array.read()
         present = np.isfinite(features).all(axis=1)
         values = np.full((len(features), len(card["genes"])), np.nan, dtype=np.float32)

@@ -80,7 +80,9 @@ def ingest(
     ]
 
 
-def _ingest_one(layout: Layout, data: SlideData, patient: str | None, split: str | None, mpp: float | None) -> dict[str, Any]:
+def _ingest_one(
+    layout: Layout, data: SlideData, patient: str | None, split: str | None, mpp: float | None
+) -> dict[str, Any]:
     check_name(data.id, "slide")
     record, adata, warnings = _prepare(data, patient, split, mpp)
     node = layout.slide(data.id)
@@ -127,12 +129,12 @@ def _prepare(
         record["spots_digest"] = spots_digest(list(adata.obs_names), adata.obsm["spatial"])
     images = dict(data.thumbnails)
     scalefactors = {name: float(value) for name, value in data.scalefactors.items()}
-    warnings: list[str] = []
+    warnings = list(data.warnings)
     candidates = dict(data.mpp_candidates)
     if data.image is not None:
         with open_image(data.image) as reader:
-            if reader.mpp is not None and data.image_kind == "fullres":
-                candidates["image"] = reader.mpp
+            if reader.mpp is not None:
+                candidates["image"] = reader.mpp * data.image_scale  # µm per coordinate pixel
             level = reader.levels[0]
             if not images:
                 images["lowres"], scale = thumbnail(reader, THUMBNAIL_PX)
@@ -170,11 +172,17 @@ def _update(
     slide = record["slide"]
     free = f"--slide {slide}_2"
     if known["fingerprint"] != record["fingerprint"]:
-        raise InputError(f"slide id {slide!r} is taken by another image ({_image_of(known)}); use another id, e.g. {free}")
+        raise InputError(
+            f"slide id {slide!r} is taken by another image ({_image_of(known)}); use another id, e.g. {free}"
+        )
     if (known["counts_digest"], known["spots_digest"]) != (record["counts_digest"], record["spots_digest"]):
-        raise InputError(f"slide id {slide!r} is taken by the same image with other counts or spots; use another id, e.g. {free}")
+        raise InputError(
+            f"slide id {slide!r} is taken by the same image with other counts or spots; use another id, e.g. {free}"
+        )
     if known["mpp"] != record["mpp"]:
-        raise InputError(f"slide {slide!r} was ingested at {known['mpp']:.4g} µm/px, now {record['mpp']:.4g}; use another id, e.g. {free}")
+        raise InputError(
+            f"slide {slide!r} was ingested at {known['mpp']:.4g} µm/px, now {record['mpp']:.4g}; use another id, e.g. {free}"
+        )
     given = {name: value for name, value in labels.items() if value is not None}
     if all(known[name] == value for name, value in given.items()):
         return "unchanged"

@@ -56,13 +56,10 @@ def benchmark_report(
         Slide → noise-free expression (spots, genes) in cohort order, where it is known (synthetic studies).
     """
     record = cohort_record(layout, cohort)
-    shared_patients = _patients_on_both_sides(record)
-    notice = notice or (
-        f"Scores of cohort {cohort} on held-out slides"
-        + (f"; patient {', '.join(shared_patients)} is on both sides of the split, so they say little about new patients." if shared_patients else ".")
-    )
+    notice = notice or _notice(cohort, record)
     all_facts = {
-        "Cohort": f"{cohort}: {len(record['split'])} slides, {record['n_genes']} genes (panel {record['panel']}, fitted on training slides)",
+        "Cohort": f"{cohort}: {len(record['split'])} slides, {record['n_genes']} genes",
+        "Gene panel": f"{record['panel']}, fitted on training slides",
         "Split": ", ".join(f"{slide}: {part}" for slide, part in record["split"].items()),
         "Missing entries": f"{record['share_missing']:.1%} of spots × genes",
         **(facts or {}),
@@ -79,19 +76,28 @@ def benchmark_report(
     )
 
 
+def _notice(cohort: str, record: Mapping[str, Any]) -> str:
+    shared = _patients_on_both_sides(record)
+    text = f"Scores of cohort {cohort} on held-out slides."
+    if shared:
+        text += f" Patient {', '.join(shared)} is on both sides of the split: they say little about new patients."
+    return text
+
+
 def _table(results: Sequence[tuple[str, Evaluation]]) -> Table:
     names = ("encoder", "head", "target", "split", "pcc_gene", "pcc_patch", "mse", "mae", "r2_gene", "n_spots")
     rows = [{name: row[name] for name in names} for _, found in results for row in found.rows if row["slide"] is None]
     return Table(
         title="Heads",
         rows=rows,
-        caption="Pooled over the spots of each held-out split; PCC-Gene is the mean over genes of the Pearson correlation over spots.",
+        caption="Pooled over the spots of each held-out split. PCC-Gene: mean over genes of the Pearson correlation over spots.",
     )
 
 
 def _overlays(layout: Layout, cohort: str, found: Evaluation, truth: Mapping[str, np.ndarray]) -> list[Overlay]:
     """Best and median gene of the best cell, on every held-out slide (four at most)."""
     layer = found.rows[0]["target"]
+    cell = f"{found.rows[0]['encoder']} + {found.rows[0]['head']}"
     obs = read_elem(layout, f"{layout.cohort(cohort)}/obs")
     genes = list(read_elem(layout, f"{layout.cohort(cohort)}/var").index)
     measured = target(layout, cohort, layer)
@@ -100,11 +106,16 @@ def _overlays(layout: Layout, cohort: str, found: Evaluation, truth: Mapping[str
         rows = np.flatnonzero(obs["slide"].to_numpy() == slide)
         predicted, values = found.predictions[slide], measured[rows]
         present = np.isfinite(predicted).all(axis=1)
-        scores = np.array([score(values[present, g : g + 1], predicted[present, g : g + 1])["pcc_gene"] for g in range(len(genes))])
+        scores = np.array(
+            [score(values[present, g : g + 1], predicted[present, g : g + 1])["pcc_gene"] for g in range(len(genes))]
+        )
         order = np.argsort(np.where(np.isnan(scores), -np.inf, scores))[::-1]
         image, xy, spot_px = _slide_picture(layout, slide, obs["barcode"].to_numpy()[rows])
         for label, g in (("best", order[0]), ("median", order[len(order) // 2])):
-            panels = {"measured" if layer == "lognorm" else f"target ({layer})": values[:, g], "predicted": predicted[:, g]}
+            panels = {
+                "measured" if layer == "lognorm" else f"target ({layer})": values[:, g],
+                "predicted": predicted[:, g],
+            }
             if slide in truth:
                 panels["true (noise-free)"] = truth[slide][:, g]
             overlays.append(
@@ -115,7 +126,7 @@ def _overlays(layout: Layout, cohort: str, found: Evaluation, truth: Mapping[str
                     xy=xy,
                     spot_px=spot_px,
                     panels=panels,
-                    caption=f"{label} gene of this slide, PCC {scores[g]:.2f}; {found.rows[0]['encoder']} + {found.rows[0]['head']}",
+                    caption=f"{label} gene of this slide, PCC {scores[g]:.2f}; {cell}",
                 )
             )
     return overlays
@@ -141,14 +152,20 @@ def _galleries(layout: Layout, record: Mapping[str, Any], key: str) -> list[Gall
     absent = EmbeddingArray(layout, slide, key).absent()
     usable = [barcode for row, barcode in enumerate(barcodes) if row not in absent]
     queries = [f"{slide}/{usable[len(usable) * i // 4]}" for i in (1, 2, 3)]
-    hits = search(layout, key, spots=list(dict.fromkeys(queries)), k=GALLERY_HITS, exclude="slide", slides=list(record["split"]))
+    hits = search(
+        layout, key, spots=list(dict.fromkeys(queries)), k=GALLERY_HITS, exclude="slide", slides=list(record["split"])
+    )
     patches = _patches(layout, key, [*queries, *(hit["spot"] for hit in hits)])
     return [
         Gallery(
             title=f"Most similar to {query}",
             query=patches[query],
             query_label=query,
-            hits=[(patches[hit["spot"]], f"{hit['spot']} · {hit['similarity']:.3f}") for hit in hits if hit["query"] == query],
+            hits=[
+                (patches[hit["spot"]], f"{hit['spot']} · {hit['similarity']:.3f}")
+                for hit in hits
+                if hit["query"] == query
+            ],
         )
         for query in dict.fromkeys(queries)
     ]
@@ -163,7 +180,10 @@ def _patches(layout: Layout, key: str, spots: Sequence[str]) -> dict[str, np.nda
         xy = np.asarray(read_elem(layout, f"{layout.slide(slide)}/obsm/spatial"))
         with open_image(record["image"]["path"]) as image:
             reader = PatchReader(
-                image, record["mpp"], PatchSpec(recipe.patch_um, recipe.patch_px, recipe.resampling), scale=record["image"]["scale"]
+                image,
+                record["mpp"],
+                PatchSpec(recipe.patch_um, recipe.patch_px, recipe.resampling),
+                scale=record["image"]["scale"],
             )
             for spot in {s for s in spots if s.split("/", 1)[0] == slide}:
                 found[spot] = reader.read_one(*xy[barcodes.get_loc(spot.split("/", 1)[1])])

@@ -145,19 +145,23 @@ def _matches(encoder: str, key: str) -> bool:
 def _spot_query(
     layout: Layout, key: str, spot: str, searched: list[_Slide], exclude: str | None, total: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give the query's vector, its own row among the searched rows (empty when its slide isn't searched), and what to leave out."""
+    """Give the query's vector, its own row among the searched rows (empty when not searched), and what to leave out."""
     slide, _, barcode = spot.partition("/")
     record = slide_record(layout, slide)
     barcodes = read_elem(layout, f"{layout.slide(slide)}/obs").index
     if barcode not in barcodes:
-        raise InputError(f"slide {slide} has no spot {barcode!r}; a spot is named SLIDE/BARCODE, e.g. {slide}/{barcodes[0]}")
+        raise InputError(
+            f"slide {slide} has no spot {barcode!r}; a spot is named SLIDE/BARCODE, e.g. {slide}/{barcodes[0]}"
+        )
     row = int(barcodes.get_loc(barcode))
     array = EmbeddingArray(layout, slide, key)
     vector = array.read(np.array([row]))[0]
     if not np.isfinite(vector).all():
         raise InputError(f"spot {spot} has no embedding: {array.absent().get(row, 'its patch could not be read')}")
     if exclude == "patient" and record["patient"] is None:
-        raise InputError(f"--exclude patient: the patient of slide {slide} is not known; ingest it again with --patient")
+        raise InputError(
+            f"--exclude patient: the patient of slide {slide} is not known; ingest it again with --patient"
+        )
     left_out = np.zeros(total, dtype=bool)
     own = np.empty(0, dtype=np.int64)
     for part in searched:
@@ -182,10 +186,14 @@ def _image_query(array: EmbeddingArray, path: Path, weights: str | Path | None, 
         side = min(level.width, level.height)
         spec = PatchSpec(recipe.patch_um, recipe.patch_px, recipe.resampling)
         if mpp is not None and side * mpp < spec.um:
-            raise InputError(f"{path}: {side} px at {mpp} µm/px is smaller than a patch ({spec.um:g} µm); crop a larger region")
+            raise InputError(
+                f"{path}: {side} px at {mpp} µm/px is smaller than a patch ({spec.um:g} µm); crop a larger region"
+            )
         reader = PatchReader(image, mpp or spec.um / side, spec)
         patch = reader.read_one(level.width / 2 - 0.5, level.height / 2 - 0.5)
     encoder = build(resolve(array.attributes["encoder_argument"], weights, seed=array.attributes.get("seed", 0)))
     if encoder.weights != recipe.weights:
-        raise InputError(f"{array.key!r} was made with other weights than the encoder has now; give them with --weights FILE")
+        raise InputError(
+            f"{array.key!r} was made with other weights than the encoder has now; give them with --weights FILE"
+        )
     return encoder.encode(patch[None])[0].astype(array.dtype)

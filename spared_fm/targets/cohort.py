@@ -136,9 +136,7 @@ def _check_split(slides: Slides, split: Mapping[str, str]) -> None:
         if split[name] not in SPLITS:
             raise InputError(f"slide {name} has split {split[name]!r}: it must be train, val or test")
     if not any(split[name] == "train" for name in slides):
-        raise InputError(
-            f"no training slide among {', '.join(slides)}: the gene panel is fitted on split 'train'"
-        )
+        raise InputError(f"no training slide among {', '.join(slides)}: the gene panel is fitted on split 'train'")
 
 
 def _survey(name: str, adata: AnnData) -> _Facts:
@@ -146,9 +144,7 @@ def _survey(name: str, adata: AnnData) -> _Facts:
         raise InputError(f"slide {name} has no spot coordinates: obsm['spatial'] must hold pixel (x, y)")
     if not adata.obs_names.is_unique:
         again = adata.obs_names[adata.obs_names.duplicated()][0]
-        raise InputError(
-            f"slide {name} has barcode {again} more than once: barcodes must be unique on a slide"
-        )
+        raise InputError(f"slide {name} has barcode {again} more than once: barcodes must be unique on a slide")
     counts = raw_counts(adata, name)
     whole = bool(counts.nnz == 0 or ((counts.data % 1 == 0).all() and counts.data.max() < 2**31))
     return _Facts(gene_names(adata), total_counts(counts), whole)

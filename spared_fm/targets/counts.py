@@ -41,9 +41,7 @@ def raw_counts(adata: ad.AnnData, name: str) -> sp.csr_matrix:
         No counts, or a count that is negative, NaN or infinite.
     """
     if adata.X is None:
-        raise InputError(
-            f"slide {name} has no counts (X is empty): leave it out of the cohort or ingest its counts"
-        )
+        raise InputError(f"slide {name} has no counts (X is empty): leave it out of the cohort or ingest its counts")
     counts = sp.csr_matrix(adata.X)
     if counts.nnz and (not np.isfinite(counts.data).all() or counts.data.min() < 0):
         raise InputError(f"slide {name} has negative, NaN or infinite counts in X: raw counts are needed")

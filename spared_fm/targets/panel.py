@@ -93,9 +93,7 @@ def fit_panel(
     if panel not in _RANKINGS:
         return Panel(listed := _read_list(panel, set(universe)), np.full(len(listed), np.nan))
     if not 0 < n_genes <= len(universe):
-        raise InputError(
-            f"a panel of {n_genes} genes cannot be had from the {len(universe)} that all slides share"
-        )
+        raise InputError(f"a panel of {n_genes} genes cannot be had from the {len(universe)} that all slides share")
     ordered = {name: slides[name] for name in sorted(slides)}
     ranked = _RANKINGS[panel](ordered, universe, totals, n_genes).head(n_genes)
     return Panel(list(ranked.index), ranked["score"].to_numpy(np.float64))
@@ -118,18 +116,14 @@ def shared_genes(names: Mapping[str, Sequence[str]]) -> list[str]:
 def _no_shared_genes(names: Mapping[str, Sequence[str]]) -> str:
     first = next(iter(names))
     other = next((s for s in names if not set(names[s]) & set(names[first])), list(names)[-1])
-    shown = ", ".join(
-        f"{s} (for example {names[s][0]})" if len(names[s]) else f"{s} (none)" for s in (first, other)
-    )
+    shown = ", ".join(f"{s} (for example {names[s][0]})" if len(names[s]) else f"{s} (none)" for s in (first, other))
     return f"the slides share no gene: {shown}; are some named by symbol and others by Ensembl id?"
 
 
 def _read_list(panel: str, known: set[str]) -> list[str]:
     path = Path(panel)
     if not path.is_file():
-        raise InputError(
-            f"unknown panel {panel!r}: choose variance, moran, hvg or the path of a file of gene names"
-        )
+        raise InputError(f"unknown panel {panel!r}: choose variance, moran, hvg or the path of a file of gene names")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -165,9 +159,7 @@ def _normalised(name: str, adata: AnnData, genes: list[str], totals: Totals) -> 
         sums = total_counts(counts)
     columns = pd.Index(gene_names(adata)).get_indexer(pd.Index(genes))
     if (columns < 0).any():
-        raise InputError(
-            f"slide {name} lacks gene {genes[int(np.argmin(columns))]}: choose among shared genes"
-        )
+        raise InputError(f"slide {name} lacks gene {genes[int(np.argmin(columns))]}: choose among shared genes")
     return lognorm(counts[:, columns], sums)
 
 
@@ -263,9 +255,7 @@ def _xy(adata: AnnData, name: str) -> np.ndarray:
 def _layout(adata: AnnData) -> str | None:
     if not {"array_row", "array_col"} <= set(adata.obs.columns):
         return None
-    return grid_layout(
-        adata.obs["array_row"].to_numpy(np.float64), adata.obs["array_col"].to_numpy(np.float64)
-    )
+    return grid_layout(adata.obs["array_row"].to_numpy(np.float64), adata.obs["array_col"].to_numpy(np.float64))
 
 
 _RANKINGS = {"variance": _variance, "moran": _moran, "hvg": _hvg}

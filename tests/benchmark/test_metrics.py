@@ -25,9 +25,7 @@ def draw(seed, spots=25, genes=7, share=0.6):
 def test_all_entries_against_scipy_and_sklearn():
     t, p, _ = draw(0)
     s = score(t, p)
-    assert s["pcc_gene"] == pytest.approx(
-        np.mean([pearsonr(t[:, j], p[:, j])[0] for j in range(7)]), abs=1e-12
-    )
+    assert s["pcc_gene"] == pytest.approx(np.mean([pearsonr(t[:, j], p[:, j])[0] for j in range(7)]), abs=1e-12)
     assert s["pcc_patch"] == pytest.approx(np.mean([pearsonr(t[i], p[i])[0] for i in range(25)]), abs=1e-12)
     assert s["r2_gene"] == pytest.approx(r2_score(t, p), abs=1e-12)
     assert s["r2_patch"] == pytest.approx(r2_score(t.T, p.T), abs=1e-12)

@@ -19,9 +19,7 @@ def test_patients_are_never_split(n_patients, sections, seed):
     assert {"train", "test"} <= set(split.values())
     assert ("val" in split.values()) == (n_patients > 2)
     assert check_split(split, patients) == []
-    assert list(split_by(slides[::-1] + slides, patients, "patient", seed=seed).items()) == list(
-        split.items()
-    )
+    assert list(split_by(slides[::-1] + slides, patients, "patient", seed=seed).items()) == list(split.items())
 
 
 def test_shares_and_seeds():

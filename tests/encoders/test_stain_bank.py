@@ -159,9 +159,7 @@ def test_a_constant_patch_has_no_texture(bank: StainBank) -> None:
     vector = encode(bank, torch.full((3, 224, 224), 0.5))
     flat = "gradient_std laplacian_std laplacian_skew blob_skew peaks coherence texture_correlation"
     for name in flat.split():
-        torch.testing.assert_close(
-            block(vector, name), torch.zeros_like(block(vector, name)), atol=1e-3, rtol=0
-        )
+        torch.testing.assert_close(block(vector, name), torch.zeros_like(block(vector, name)), atol=1e-3, rtol=0)
 
 
 @settings(max_examples=15, deadline=None)

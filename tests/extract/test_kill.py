@@ -44,7 +44,11 @@ def count(folder: Path) -> int:
 
 def tree(study: Study) -> dict[str, bytes]:
     folder = study.layout.files.path(study.layout.embedding(SLIDE, KEY))
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.parent.name != "receipts"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.parent.name != "receipts"
+    }
 
 
 def check_what_is_there(study: Study, reference: np.ndarray) -> None:

@@ -46,7 +46,7 @@ def test_a_scheduler_that_is_already_there(make_study: Callable[..., Study]):
 
 
 def test_no_scheduler_there(make_study: Callable[..., Study]):
-    with pytest.raises(InputError, match="no dask scheduler answers at tcp://127.0.0.1:9"):
+    with pytest.raises(InputError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
         make_study().encode("stain-bank", scheduler="tcp://127.0.0.1:9")
 
 

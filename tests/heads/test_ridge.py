@@ -119,9 +119,7 @@ def test_affine_changes_of_a_slide_do_not_matter_when_standardised_by_slide(seed
     moved = np.where((groups == "slide1")[:, None], X * scale + shift, X)
     a = Ridge(ALPHAS).fit(X, y, groups=groups)
     b = Ridge(ALPHAS).fit(moved, y, groups=groups)
-    np.testing.assert_allclose(
-        b.predict(moved, groups=groups), a.predict(X, groups=groups), rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(b.predict(moved, groups=groups), a.predict(X, groups=groups), rtol=1e-4, atol=1e-4)
 
 
 def test_stream_is_the_same_path_and_takes_row_labels():
@@ -160,9 +158,7 @@ def test_constant_features_count_as_zero(how):
     # constant in every slide but one: no noise from the subtraction in the fold that leaves this one out
     late = np.where((groups == "slide2")[:, None], X[:, :1], 7.0)
     assert np.isfinite(
-        Ridge(ALPHAS, standardize=how)
-        .fit(np.hstack([X, late]), y, groups=groups)
-        .predict(np.hstack([X, late]))
+        Ridge(ALPHAS, standardize=how).fit(np.hstack([X, late]), y, groups=groups).predict(np.hstack([X, late]))
     ).all()
 
 

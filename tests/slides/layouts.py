@@ -93,17 +93,13 @@ def write_10x_mtx(folder: Path, counts: np.ndarray, barcodes: list[str]) -> None
         (folder / name).write_bytes(gzip.compress(content))
 
 
-def write_outs(
-    folder: Path, *, version: int = 1, matrix: str = "h5", images: tuple[str, ...] = ("hires",)
-) -> Path:
+def write_outs(folder: Path, *, version: int = 1, matrix: str = "h5", images: tuple[str, ...] = ("hires",)) -> Path:
     """`<folder>/outs` as Space Ranger 1, 2 or 3 leaves it: 1 has no header, 3 has fractional coordinates."""
     outs = folder / "outs"
     spatial = outs / "spatial"
     spatial.mkdir(parents=True)
     spots = hex_spots()
-    under = spots[spots["in_tissue"] == 1].sort_values(
-        "barcode", ascending=False
-    )  # another order than positions
+    under = spots[spots["in_tissue"] == 1].sort_values("barcode", ascending=False)  # another order than positions
     write = write_10x_h5 if matrix == "h5" else write_10x_mtx
     suffix = ".h5" if matrix == "h5" else ""
     write(

@@ -6,7 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import sparse
@@ -57,14 +57,14 @@ def test_a_folder_with_counts_and_image(tmp_path: Path) -> None:
     adata.write_h5ad(tmp_path / "again.h5ad")  # what comes out can be written
 
 
-def test_foreign_parts_stay_behind(tmp_path: Path) -> None:
+def test_layers_come_along_and_foreign_parts_stay_behind(tmp_path: Path) -> None:
     source = square_slide()
     source.layers["log1p"] = source.X.toarray().astype(float)
     source.obsm["X_pca"] = np.zeros((16, 2))
     source.uns["colours"] = ["red"]
     source.raw = source.copy()
     (slide,) = read_slides(write_folder(tmp_path / "s", source))
-    assert (list(slide.adata.layers), list(slide.adata.obsm), slide.adata.raw) == ([], ["spatial"], None)
+    assert (list(slide.adata.layers), list(slide.adata.obsm), slide.adata.raw) == (["log1p"], ["spatial"], None)
     assert not slide.adata.uns
 
 
@@ -186,6 +186,7 @@ def test_ids_that_cannot_be_one(tmp_path: Path) -> None:
     assert read_slides(folder, slide="my-slide-1")[0].id == "my-slide-1"
 
 
+@settings(deadline=None)
 @given(st.text(min_size=0, max_size=20))
 def test_a_suggested_id_is_always_accepted(text: str) -> None:
     try:
@@ -252,9 +253,7 @@ def test_wrong_content_is_refused_by_file_and_place(what: str, message: str, tmp
 def test_duplicate_barcodes_are_refused(tmp_path: Path) -> None:
     source = square_slide()
     source.obs_names = ["same", "same", *source.obs_names[2:]]
-    refused(
-        write_folder(tmp_path / "s", source), r"counts\.h5ad: 1 barcodes occur more than once, e\.g\. 'same'"
-    )
+    refused(write_folder(tmp_path / "s", source), r"counts\.h5ad: 1 barcodes occur more than once, e\.g\. 'same'")
 
 
 def test_an_image_the_spots_do_not_fit_in_is_refused(tmp_path: Path) -> None:
@@ -301,15 +300,14 @@ def test_paths_that_are_no_slide(tmp_path: Path) -> None:
     refused(tmp_path / "a.csv", r"a\.csv: not an \.h5ad")
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 6),
     st.integers(1, 6),
     st.integers(0, 2**31),
     st.sampled_from(["int16", "float32", "bool", "uint8"]),
 )
-def test_raw_counts_keep_every_value_and_leave_the_source_alone(
-    n: int, m: int, seed: int, dtype: str
-) -> None:
+def test_raw_counts_keep_every_value_and_leave_the_source_alone(n: int, m: int, seed: int, dtype: str) -> None:
     dense = np.random.default_rng(seed).integers(0, 3, (n, m)).astype(dtype)
     dense[0, 0] = 1
     plain = sparse.coo_matrix(dense)

@@ -184,9 +184,7 @@ def test_pixel_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             open_image(path)
 
 
-def test_pillows_own_limit_neither_stops_us_nor_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pillows_own_limit_neither_stops_us_nor_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(smooth_image(3000, 2000)).save(path, compress_level=1)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000_000)  # a warning above this, an error at twice it

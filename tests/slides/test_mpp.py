@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spared_fm.errors import InputError
@@ -32,6 +32,7 @@ def test_a_disagreement_above_three_percent_is_warned_of_and_names_both() -> Non
             assert word in warning
 
 
+@settings(deadline=None)
 @given(value=st.floats(0.05, 10.0), ratio=st.floats(0.5, 2.0))
 def test_the_warning_starts_at_three_percent(value: float, ratio: float) -> None:
     found = resolve_mpp("s", given=value, array=value * ratio)
@@ -58,6 +59,7 @@ def test_an_implausible_mpp_is_refused_when_given_and_passed_over_otherwise(valu
         resolve_mpp("slide7", metadata=value)
 
 
+@settings(deadline=None)
 @given(
     pitch=st.floats(5.0, 400.0),
     angle=st.floats(-math.pi, math.pi),

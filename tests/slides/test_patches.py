@@ -123,9 +123,7 @@ def test_a_whole_number_is_a_pixel_centre() -> None:
     mpp=st.floats(0.5, 3.0),
     resample=st.sampled_from(["bicubic", "bilinear", "lanczos"]),
 )
-def test_borders_are_reflections(
-    width: int, height: int, fx: float, fy: float, mpp: float, resample: str
-) -> None:
+def test_borders_are_reflections(width: int, height: int, fx: float, fy: float, mpp: float, resample: str) -> None:
     spec = PatchSpec(um=30.0, px=24, resample=resample)
     pad = 160
     pixels = np.random.default_rng(width * 41 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -136,6 +134,7 @@ def test_borders_are_reflections(
     assert np.abs(ours.astype(int) - truth).max() <= 1  # the window's start is rounded differently in float32
 
 
+@settings(deadline=None)
 @given(size=st.integers(1, 30), index=st.lists(st.integers(-200, 200), min_size=1))
 def test_reflect_folds_as_numpy_pads(size: int, index: list[int]) -> None:
     padded = np.pad(np.arange(size), (200, 201), mode="reflect")
@@ -214,9 +213,7 @@ def test_a_patch_without_meaning_is_refused(field: str, value: object) -> None:
         PatchSpec(**{field: value})
 
 
-@pytest.mark.parametrize(
-    ("mpp", "scale"), [(0.0, 1.0), (math.nan, 1.0), (0.5, 0.0), (0.5, -1.0), (math.inf, 1.0)]
-)
+@pytest.mark.parametrize(("mpp", "scale"), [(0.0, 1.0), (math.nan, 1.0), (0.5, 0.0), (0.5, -1.0), (math.inf, 1.0)])
 def test_a_frame_without_meaning_is_refused(mpp: float, scale: float) -> None:
     with pytest.raises(InputError, match="positive"):
         PatchReader(ArrayImage(smooth_image(20, 20)), mpp, PatchSpec(), scale=scale)

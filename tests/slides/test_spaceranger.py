@@ -94,9 +94,7 @@ def test_patches_from_hires_lie_where_the_full_resolution_ones_do(tmp_path: Path
     outs = write_outs(tmp_path / "s", version=3)
     big = smooth_image(400, 360)
     Image.fromarray(big).save(tmp_path / "scan.png")
-    Image.fromarray(np.asarray(Image.fromarray(big).reduce(2))).save(
-        outs / "spatial" / "tissue_hires_image.png"
-    )
+    Image.fromarray(np.asarray(Image.fromarray(big).reduce(2))).save(outs / "spatial" / "tissue_hires_image.png")
     patches = []
     for image in (tmp_path / "scan.png", None):
         (slide,) = read_slides(outs, image=image)
@@ -215,9 +213,7 @@ def test_a_broken_matrix_is_refused(content: bytes | str, tmp_path: Path) -> Non
         ("matrix.mtx.gz", gzip.compress(b"hello"), "not a readable"),
     ],
 )
-def test_a_broken_mtx_folder_is_refused(
-    name: str, content: bytes | None, message: str, tmp_path: Path
-) -> None:
+def test_a_broken_mtx_folder_is_refused(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
     outs = write_outs(tmp_path / "s", matrix="mtx")
     path = outs / "filtered_feature_bc_matrix" / name
     path.unlink() if content is None else path.write_bytes(content)

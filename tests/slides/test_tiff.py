@@ -22,8 +22,9 @@ GREY = RGB[..., 1].copy()
 RGB16 = RGB.astype(np.uint16) * 256 + 128  # the two bytes differ
 PLANES = np.ascontiguousarray(np.moveaxis(RGB, 2, 0))
 ALPHA = np.full(RGB.shape[:2], 255, np.uint8)
-ALPHA[:60] = 0
-WHITE_TOP = np.where(ALPHA[..., None] == 0, 255, RGB)
+ALPHA[:60], ALPHA[60:90] = 0, 100
+OPACITY = ALPHA[..., None] / 255
+OVER_WHITE = np.rint(RGB * OPACITY + 255 * (1 - OPACITY))
 COLORMAP = np.random.default_rng(0).integers(0, 65_536, (3, 256), dtype=np.uint16)
 RGB_OPTIONS: dict[str, Any] = {"photometric": "rgb"}
 OME = {"PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.5, "PhysicalSizeYUnit": "µm"}
@@ -59,10 +60,10 @@ CASES: dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray, float]] = {
     "a page per colour": (
         PLANES, {"photometric": "minisblack", "ome": True, "metadata": {"axes": "CYX"}}, RGB, 0,
     ),
-    "alpha": (np.dstack([RGB, ALPHA]), RGB_OPTIONS | {"extrasamples": ["UNASSALPHA"]}, WHITE_TOP, 0),
+    "alpha": (np.dstack([RGB, ALPHA]), RGB_OPTIONS | {"extrasamples": ["UNASSALPHA"]}, OVER_WHITE, 0.05),
     "premultiplied alpha": (
-        np.dstack([np.where(ALPHA[..., None] == 0, 0, RGB).astype(np.uint8), ALPHA]),
-        RGB_OPTIONS | {"extrasamples": ["ASSOCALPHA"]}, WHITE_TOP, 0,
+        np.dstack([np.rint(RGB * OPACITY).astype(np.uint8), ALPHA]),
+        RGB_OPTIONS | {"extrasamples": ["ASSOCALPHA"]}, OVER_WHITE, 0.2,
     ),
     "a fourth sample that isn't alpha": (
         np.dstack([RGB, ALPHA]), RGB_OPTIONS | {"extrasamples": ["UNSPECIFIED"]}, RGB, 0,
@@ -70,9 +71,7 @@ CASES: dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray, float]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "layout", [{"tile": (64, 48)}, {"rowsperstrip": 40}, {}], ids=["tiles", "strips", "one"]
-)
+@pytest.mark.parametrize("layout", [{"tile": (64, 48)}, {"rowsperstrip": 40}, {}], ids=["tiles", "strips", "one"])
 @pytest.mark.parametrize("case", CASES)
 def test_every_kind_of_tiff_becomes_rgb(case: str, layout: dict[str, Any], tmp_path: Path) -> None:
     pixels, options, truth, tolerance = CASES[case]
@@ -87,9 +86,7 @@ def test_every_kind_of_tiff_becomes_rgb(case: str, layout: dict[str, Any], tmp_p
     assert image_size(path) == (WIDTH, HEIGHT)
 
 
-def write_pyramid(
-    path: Path, top: np.ndarray, *, nested: bool = True, levels: int = 3, **options: Any
-) -> None:
+def write_pyramid(path: Path, top: np.ndarray, *, nested: bool = True, levels: int = 3, **options: Any) -> None:
     options = {"photometric": "rgb", "tile": (128, 128), "compression": "jpeg", "metadata": None}
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         file.write(top, subifds=levels - 1 if nested else None, **options)
@@ -223,9 +220,7 @@ def test_a_damaged_tile_is_named_and_the_others_still_read(tmp_path: Path) -> No
         page = file.pages.first
         offset, count = page.dataoffsets[6], page.databytecounts[6]
     data = bytearray(path.read_bytes())
-    data[offset + count // 2 : offset + count] = bytes(
-        count - count // 2
-    )  # libjpeg alone would paint it grey
+    data[offset + count // 2 : offset + count] = bytes(count - count // 2)  # libjpeg alone would paint it grey
     path.write_bytes(data)
     with open_image(path) as reader:
         reader.read(0, 0, 0, 256, 128)

@@ -22,7 +22,9 @@ MakeStore = Callable[..., Layout]
 DIM = 4
 
 
-def plan(layout: Layout, recipe: Recipe, *, key: str = "enc", chunk_rows: int = 4, **settings: object) -> EmbeddingArray:
+def plan(
+    layout: Layout, recipe: Recipe, *, key: str = "enc", chunk_rows: int = 4, **settings: object
+) -> EmbeddingArray:
     return EmbeddingArray.plan(layout, "s1", key, recipe=recipe, dim=DIM, chunk_rows=chunk_rows, settings=settings)
 
 

@@ -90,7 +90,7 @@ def test_rename_folder_refuses_a_taken_name(tmp_path: Path):
             if attempt == 0:
                 files.rename_folder(staging / "node", "node")
             else:
-                with pytest.raises(OSError, match="not empty|exists"):
+                with pytest.raises(OSError, match=r"not empty|exists"):
                     files.rename_folder(staging / "node", "node")
     assert files.read("node/x") == b"0"
 

@@ -21,9 +21,9 @@ from spared_fm.store.nodes import read_node, write_layer, write_node
 from spared_fm.store.recipe import Recipe
 from tests.store.conftest import assert_same, make_slide, record_of
 
-names = st.text(st.characters(codec="utf-8", exclude_characters="/\x00", exclude_categories=("Cs",)), min_size=1, max_size=6).filter(
-    lambda name: name not in (".", "..") and not name.startswith("__")
-)
+names = st.text(
+    st.characters(codec="utf-8", exclude_characters="/\x00", exclude_categories=("Cs",)), min_size=1, max_size=6
+).filter(lambda name: name not in (".", "..") and not name.startswith("__"))
 
 
 @st.composite

@@ -78,5 +78,8 @@ def test_spots_digest_depends_on_order_ids_and_coordinates():
 
 
 def test_embedding_id_depends_on_each_part():
-    ids = {embedding_id(*parts) for parts in (("r", "f", "s"), ("x", "f", "s"), ("r", "x", "s"), ("r", "f", "x"), ("f", "r", "s"))}
+    ids = {
+        embedding_id(*parts)
+        for parts in (("r", "f", "s"), ("x", "f", "s"), ("r", "x", "s"), ("r", "f", "x"), ("f", "r", "s"))
+    }
     assert len(ids) == 5

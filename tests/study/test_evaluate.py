@@ -46,7 +46,8 @@ def test_embeddings_are_joined_by_id_not_by_row(copy: Callable[[], Study]):
 
 def test_shuffled_pairs_score_about_nothing(study: Study):
     scores = [
-        study.benchmark("c", encoders=[ENCODER], heads=["ridge"], shuffle_seed=seed)["pcc_gene"].iloc[0] for seed in range(8)
+        study.benchmark("c", encoders=[ENCODER], heads=["ridge"], shuffle_seed=seed)["pcc_gene"].iloc[0]
+        for seed in range(8)
     ]
     assert abs(np.mean(scores)) < 0.2
 

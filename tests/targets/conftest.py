@@ -23,9 +23,7 @@ def hex_grid(rows: int, cols: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def make_slide() -> Callable[..., ad.AnnData]:
-    def make(
-        seed: int = 0, *, n_genes: int = 30, rows: int = 6, cols: int = 7, prefix: str = "g"
-    ) -> ad.AnnData:
+    def make(seed: int = 0, *, n_genes: int = 30, rows: int = 6, cols: int = 7, prefix: str = "g") -> ad.AnnData:
         rng = np.random.default_rng(seed)
         array_row, array_col, xy = hex_grid(rows, cols)
         rate = rng.gamma(0.6, 3.0, n_genes) * rng.lognormal(0, 0.4, (rows * cols, 1))

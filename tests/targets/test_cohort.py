@@ -40,9 +40,7 @@ def test_every_entry_is_the_slides_own(slides):
         np.testing.assert_array_equal(part.layers["counts"], counts)
         np.testing.assert_array_equal(part.layers["mask"], counts > 0)
         np.testing.assert_array_equal(part.obs["total_counts"], totals)
-        np.testing.assert_allclose(
-            part.layers["lognorm"], np.log1p(counts / totals[:, None] * 1e4), rtol=1e-6
-        )
+        np.testing.assert_allclose(part.layers["lognorm"], np.log1p(counts / totals[:, None] * 1e4), rtol=1e-6)
         np.testing.assert_array_equal(part.obsm["spatial"], slide.obsm["spatial"])
         np.testing.assert_array_equal(part.obs["array_col"], slide.obs["array_col"])
     assert start == cohort.n_obs

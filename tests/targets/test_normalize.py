@@ -30,9 +30,7 @@ def test_sparse_and_dense_agree_and_stay_what_they_were(make_slide):
 
 def test_totals_of_the_whole_slide_are_used():
     counts = np.array([[5, 0], [1, 1]])
-    np.testing.assert_allclose(
-        lognorm(counts, np.array([100, 10])), np.log1p([[500, 0], [1000, 1000]]), rtol=1e-6
-    )
+    np.testing.assert_allclose(lognorm(counts, np.array([100, 10])), np.log1p([[500, 0], [1000, 1000]]), rtol=1e-6)
 
 
 def test_empty_spot_gives_zeros():

@@ -29,9 +29,7 @@ def test_variance_does_not_cancel_on_a_large_mean():
     slide.var_names = ["flat", "wavy"]
     found = fit_panel({"s": slide}, n_genes=2, panel="variance")
     assert found.genes == ["wavy", "flat"]
-    assert found.scores[0] == pytest.approx(
-        np.var(lognorm(counts, np.full(200, 1e4)).astype(np.float64)[:, 1])
-    )
+    assert found.scores[0] == pytest.approx(np.var(lognorm(counts, np.full(200, 1e4)).astype(np.float64)[:, 1]))
     assert found.scores[1] < 1e-12
 
 
@@ -98,9 +96,7 @@ def test_hvg_are_scanpys_own(make_slide):
     sc.pp.normalize_total(pooled, target_sum=1e4)
     sc.pp.log1p(pooled)
     sc.pp.highly_variable_genes(pooled, n_top_genes=20, flavor="seurat", batch_key="slide")
-    assert set(select_panel(slides, n_genes=20, panel="hvg")) == set(
-        pooled.var_names[pooled.var.highly_variable]
-    )
+    assert set(select_panel(slides, n_genes=20, panel="hvg")) == set(pooled.var_names[pooled.var.highly_variable])
 
 
 def test_totals_given_or_stored_are_used(make_slide):

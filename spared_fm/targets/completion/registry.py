@@ -26,9 +26,7 @@ COMPLETIONS: dict[str, tuple[str, Completion]] = {"adaptive-median": ("d", _medi
 """Method → (prefix of the layer it writes, function for one slide)."""
 
 
-def complete(
-    cohort: AnnData, *, method: str = "adaptive-median", source: str = "lognorm"
-) -> tuple[str, np.ndarray]:
+def complete(cohort: AnnData, *, method: str = "adaptive-median", source: str = "lognorm") -> tuple[str, np.ndarray]:
     """Complete one layer of a cohort, each slide on its own.
 
     Parameters
@@ -56,9 +54,7 @@ def complete(
     if method not in COMPLETIONS:
         raise InputError(f"unknown completion {method!r}: choose from {', '.join(sorted(COMPLETIONS))}")
     if source not in cohort.layers:
-        raise InputError(
-            f"the cohort has no layer {source!r}: it has {', '.join(sorted(cohort.layers)) or 'none'}"
-        )
+        raise InputError(f"the cohort has no layer {source!r}: it has {', '.join(sorted(cohort.layers)) or 'none'}")
     prefix, fill = COMPLETIONS[method]
     values = np.asarray(cohort.layers[source], np.float32)
     xy = np.asarray(cohort.obsm["spatial"], np.float64)

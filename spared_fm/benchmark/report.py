@@ -1,0 +1,266 @@
+"""One benchmark as one HTML page: tables, spot maps over the tissue, similar patches. No network, no scripts."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+import tempfile
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image
+
+from spared_fm.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+LOGNORM_UNIT = "ln(1 + counts per 10⁴)"
+COLOUR_STEPS = 48
+_COLOURS = [
+    f"#{r:02x}{g:02x}{b:02x}"
+    for r, g, b in (colormaps["viridis"].resampled(COLOUR_STEPS).colors[:, :3] * 255).round().astype(int)
+]
+_BETTER = {"pcc_gene": max, "pcc_patch": max, "r2_gene": max, "mse": min, "mae": min}
+_HEADINGS = {
+    "pcc_gene": "PCC-Gene ↑",
+    "pcc_patch": "PCC-Patch ↑",
+    "r2_gene": "R²-Gene ↑",
+    "mse": "MSE ↓",
+    "mae": "MAE ↓",
+    "n_spots": "spots",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of figures.
+
+    ``rows`` share their keys; metrics (``pcc_gene``, ``pcc_patch``, ``r2_gene``, ``mse``, ``mae``) have
+    their best value set bold among the rows that agree in the columns ``within``, since errors on two
+    targets don't compare.
+    """
+
+    title: str
+    rows: Sequence[Mapping[str, Any]]
+    caption: str
+    within: Sequence[str] = ("target", "split", "slide")
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Spot maps of one gene on one slide, side by side on one colour scale.
+
+    ``thumbnail`` is ``(h, w, 3)`` uint8; ``xy`` ``(n, 2)`` spot centres and ``spot_px`` the spot diameter,
+    in its pixels; ``panels`` label → values ``(n,)`` in ``unit`` (not finite: drawn as an empty ring);
+    ``pcc`` label → Pearson correlation shown beside that label.
+    """
+
+    slide: str
+    gene: str
+    thumbnail: np.ndarray
+    xy: np.ndarray
+    spot_px: float
+    panels: Mapping[str, np.ndarray]
+    caption: str
+    unit: str = LOGNORM_UNIT
+    pcc: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A query patch, ``(h, w, 3)`` uint8, and the patches found for it, best first, with their labels."""
+
+    title: str
+    query: np.ndarray
+    query_label: str
+    hits: Sequence[tuple[np.ndarray, str]]
+
+
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    notice: str,
+    tables: Sequence[Table],
+    overlays: Sequence[Overlay],
+    gallery: Sequence[Gallery],
+    facts: Mapping[str, str],
+) -> None:
+    """Write a self-contained HTML page.
+
+    Parameters
+    ----------
+    path
+        File to write; its folder is made. It is replaced as a whole or left as it was.
+    title
+        Heading of the page.
+    notice
+        First visible line: what the figures may and may not be taken for.
+    tables, overlays, gallery
+        Contents; an empty list leaves its section out.
+    facts
+        Name → value, listed under the heading.
+
+    Raises
+    ------
+    InputError
+        A picture that is not ``(h, w, 3)`` uint8, values that don't fit their spots, or a file that can't
+        be written.
+    """
+    pictures: dict[str, str] = {}
+    context = {
+        "title": title,
+        "notice": notice,
+        "facts": facts,
+        "tables": [_table(t) for t in tables],
+        "overlays": [_overlay(o, pictures) for o in overlays],
+        "galleries": [_gallery(g) for g in gallery],
+        "pictures": pictures,
+        "ramp": ", ".join(_COLOURS),
+    }
+    template = files("spared_fm.benchmark").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    _replace(Path(path), environment.from_string(template).render(context))
+
+
+def _table(table: Table) -> dict[str, Any]:
+    columns = list(table.rows[0]) if table.rows else []
+    groups = [tuple(row.get(c) for c in table.within) for row in table.rows]
+    cells = []
+    for row, group in zip(table.rows, groups, strict=True):
+        peers = [r for r, g in zip(table.rows, groups, strict=True) if g == group]
+        cells.append([_cell(row.get(c), _is_best(c, row.get(c), [p.get(c) for p in peers])) for c in columns])
+    return {
+        "title": table.title,
+        "caption": table.caption,
+        "columns": [{"text": _HEADINGS.get(c, c), "number": _is_numeric(c, table.rows)} for c in columns],
+        "rows": cells,
+    }
+
+
+def _is_numeric(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    values = [row.get(column) for row in rows if row.get(column) is not None]
+    return bool(values) and all(_number(v) for v in values)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _is_best(column: str, value: Any, peers: Sequence[Any]) -> bool:
+    """Tell whether a metric is its group's best; equal as printed counts as equal, a lone row is no contest."""
+    scores = [round(float(p), 3) for p in peers if _number(p) and math.isfinite(p)]
+    if column not in _BETTER or len(scores) < 2 or not _number(value) or not math.isfinite(value):
+        return False
+    return bool(round(float(value), 3) == _BETTER[column](scores))
+
+
+def _cell(value: Any, best: bool) -> dict[str, Any]:
+    number = _number(value)
+    if value is None or (number and not math.isfinite(value)):
+        text = "–"
+    elif number and not isinstance(value, int | np.integer):
+        text = f"{value:.3f}".replace("-", "−")
+    else:
+        text = f"{value:,}".replace(",", "\u2009") if number else str(value)
+    return {"text": text, "number": number or text == "–", "best": best}
+
+
+def _overlay(overlay: Overlay, pictures: dict[str, str]) -> dict[str, Any]:
+    what = f"overlay of {overlay.gene} on {overlay.slide}"
+    thumbnail = _picture(overlay.thumbnail, what)
+    xy = np.asarray(overlay.xy, np.float64)
+    panels = {label: np.asarray(v, np.float64) for label, v in overlay.panels.items()}
+    for label, values in panels.items():
+        if xy.ndim != 2 or xy.shape[1] != 2 or values.shape != (len(xy),):
+            raise InputError(f"{what}: panel {label!r} has shape {values.shape} for spots of shape {xy.shape}")
+    name = next((n for n, uri in pictures.items() if uri == thumbnail), f"tissue-{len(pictures)}")
+    pictures[name] = thumbnail  # a slide's picture is stored once however many genes are drawn on it
+    low, high = _limits(panels)
+    height, width = overlay.thumbnail.shape[:2]
+    return {
+        "slide": overlay.slide,
+        "gene": overlay.gene,
+        "caption": overlay.caption,
+        "unit": overlay.unit,
+        "picture": name,
+        "width": width,
+        "height": height,
+        "spot": f"{overlay.spot_px:.2f}",
+        "ring": f"{max(overlay.spot_px - 1, 0.5) / 2:.2f}",
+        "ticks": [f"{t:.2f}".replace("-", "−") for t in (low, (low + high) / 2, high)],
+        "panels": [
+            {
+                "label": label,
+                "pcc": _cell(overlay.pcc[label], False)["text"][:-1] if label in overlay.pcc else None,
+                "dots": _dots(xy, values, low, high),
+                "rings": [(f"{x:.1f}", f"{y:.1f}") for x, y in xy[~np.isfinite(values)]],
+            }
+            for label, values in panels.items()
+        ],
+    }
+
+
+def _limits(panels: Mapping[str, np.ndarray]) -> tuple[float, float]:
+    """Shared colour limits: least value to the 99th percentile, so that one bright spot doesn't flatten the rest."""
+    pooled = np.concatenate([v[np.isfinite(v)] for v in panels.values()]) if panels else np.empty(0)
+    if not len(pooled):
+        return 0.0, 1.0
+    low, high = float(pooled.min()), float(np.percentile(pooled, 99))
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def _dots(xy: np.ndarray, values: np.ndarray, low: float, high: float) -> list[tuple[str, str]]:
+    """Colour → SVG path of zero-length strokes, which round caps draw as discs: far smaller than circles."""
+    finite = np.isfinite(values)
+    level = ((np.clip(values[finite], low, high) - low) / (high - low) * (COLOUR_STEPS - 1)).round().astype(int)
+    spots = xy[finite]
+    return [(_COLOURS[c], "".join(f"M{x:.1f} {y:.1f}h0" for x, y in spots[level == c])) for c in np.unique(level)]
+
+
+def _gallery(gallery: Gallery) -> dict[str, Any]:
+    return {
+        "title": gallery.title,
+        "query": {"src": _picture(gallery.query, gallery.title), "label": gallery.query_label},
+        "hits": [{"src": _picture(patch, gallery.title), "label": label} for patch, label in gallery.hits],
+    }
+
+
+def _picture(pixels: np.ndarray, what: str) -> str:
+    """Encode as a data URI (JPEG)."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise InputError(f"{what}: the picture is {pixels.dtype} {pixels.shape}; it must be uint8 (h, w, 3)")
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, format="JPEG", quality=86)
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode("ascii")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write whole or not at all: a temporary file in the same folder, then a rename."""
+    unfinished: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        unfinished = Path(name)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        unfinished.chmod(0o666 & ~umask)  # mkstemp makes it private; a report is for sharing
+        unfinished.replace(path)
+    except OSError as error:
+        if unfinished is not None:
+            unfinished.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot write the report ({error.strerror}); choose another place") from error
