@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from spared_fm.errors import InputError
@@ -24,10 +25,7 @@ if TYPE_CHECKING:
 
 LOGNORM_UNIT = "ln(1 + counts per 10⁴)"
 COLOUR_STEPS = 48
-_COLOURS = [
-    f"#{r:02x}{g:02x}{b:02x}"
-    for r, g, b in (colormaps["viridis"].resampled(COLOUR_STEPS).colors[:, :3] * 255).round().astype(int)
-]
+_COLOURS = [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0, 1, COLOUR_STEPS))]
 _BETTER = {"pcc_gene": max, "pcc_patch": max, "r2_gene": max, "mse": min, "mae": min}
 _HEADINGS = {
     "pcc_gene": "PCC-Gene ↑",
@@ -198,17 +196,21 @@ def _overlay(overlay: Overlay, pictures: dict[str, str]) -> dict[str, Any]:
         "height": height,
         "spot": f"{overlay.spot_px:.2f}",
         "ring": f"{max(overlay.spot_px - 1, 0.5) / 2:.2f}",
-        "ticks": [f"{t:.2f}".replace("-", "−") for t in (low, (low + high) / 2, high)],
+        "ticks": [_short(t) for t in (low, (low + high) / 2, high)],
         "panels": [
             {
                 "label": label,
-                "pcc": _cell(overlay.pcc[label], False)["text"][:-1] if label in overlay.pcc else None,
+                "pcc": _short(overlay.pcc[label]) if label in overlay.pcc else None,
                 "dots": _dots(xy, values, low, high),
                 "rings": [(f"{x:.1f}", f"{y:.1f}") for x, y in xy[~np.isfinite(values)]],
             }
             for label, values in panels.items()
         ],
     }
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def _limits(panels: Mapping[str, np.ndarray]) -> tuple[float, float]:

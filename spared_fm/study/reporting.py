@@ -64,7 +64,8 @@ def benchmark_report(
         "Missing entries": f"{record['share_missing']:.1%} of spots × genes",
         **(facts or {}),
     }
-    key, best = max(results, key=lambda result: result[1].rows[0]["pcc_gene"] or -1.0)
+    first = [result for result in results if result[1].rows[0]["target"] == results[0][1].rows[0]["target"]]
+    key, best = max(first, key=lambda result: result[1].rows[0]["pcc_gene"] or -1.0)  # pictures of the first target
     write_report(
         path,
         title=f"spared-fm: {cohort}",
@@ -126,7 +127,8 @@ def _overlays(layout: Layout, cohort: str, found: Evaluation, truth: Mapping[str
                     xy=xy,
                     spot_px=spot_px,
                     panels=panels,
-                    caption=f"{label} gene of this slide, PCC {scores[g]:.2f}; {cell}",
+                    pcc={"predicted": float(scores[g])},
+                    caption=f"{label.capitalize()} gene of this slide by PCC; {cell}",
                 )
             )
     return overlays
@@ -152,13 +154,15 @@ def _galleries(layout: Layout, record: Mapping[str, Any], key: str) -> list[Gall
     absent = EmbeddingArray(layout, slide, key).absent()
     usable = [barcode for row, barcode in enumerate(barcodes) if row not in absent]
     queries = [f"{slide}/{usable[len(usable) * i // 4]}" for i in (1, 2, 3)]
+    patients = {record["patients"].get(s) for s in record["split"]}
+    exclude = "patient" if None not in patients and len(patients) > 1 else "slide"
     hits = search(
-        layout, key, spots=list(dict.fromkeys(queries)), k=GALLERY_HITS, exclude="slide", slides=list(record["split"])
+        layout, key, spots=list(dict.fromkeys(queries)), k=GALLERY_HITS, exclude=exclude, slides=list(record["split"])
     )
     patches = _patches(layout, key, [*queries, *(hit["spot"] for hit in hits)])
     return [
         Gallery(
-            title=f"Most similar to {query}",
+            title=f"Most similar to {query}, leaving out its {exclude}",
             query=patches[query],
             query_label=query,
             hits=[

@@ -234,11 +234,17 @@ def _hvg(slides: Slides, genes: list[str], totals: Totals, n_genes: int) -> pd.D
         ),
         var=pd.DataFrame(index=pd.Index(genes)),
     )
-    with warnings.catch_warnings():  # genes without a dispersion are sorted last below
+    # genes without a dispersion are sorted last below; that is all scanpy's and numpy's warnings are about
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.filterwarnings("ignore", message=".*number of normalized dispersions.*")
-        table = sc.pp.highly_variable_genes(
-            pooled, n_top_genes=n_genes, flavor="seurat", batch_key="slide", inplace=False
-        )
+        try:
+            table = sc.pp.highly_variable_genes(
+                pooled, n_top_genes=n_genes, flavor="seurat", batch_key="slide", inplace=False
+            )
+        except (IndexError, ValueError) as error:  # scanpy's words for genes without any dispersion
+            raise InputError(
+                f"scanpy finds no highly variable genes on these slides ({error}): use panel variance or moran"
+            ) from error
     # scanpy's own order, made stable: its sort leaves ties in any order
     table = table.loc[genes].sort_values(
         ["highly_variable_nbatches", "dispersions_norm"], ascending=False, kind="stable", na_position="last"

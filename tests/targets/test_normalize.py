@@ -34,7 +34,8 @@ def test_totals_of_the_whole_slide_are_used():
 
 
 def test_empty_spot_gives_zeros():
-    np.testing.assert_array_equal(lognorm(np.array([[0, 0], [1, 3]]))[0], [0, 0])
+    found = lognorm(np.array([[0, 0], [1, 0]]))
+    np.testing.assert_allclose(found, [[0, 0], [np.log1p(1e4), 0]], rtol=1e-6)  # a single count is a library
 
 
 def test_totals_of_another_length_are_refused():

@@ -45,11 +45,13 @@ def test_order_of_slides_and_of_genes_does_not_matter(make_slide, panel):
 
 @pytest.mark.parametrize("panel", ["variance", "moran"])
 def test_ties_go_by_name(make_slide, panel):
-    slide = make_slide(3, n_genes=6)
-    twin = slide[:, :3].copy()
-    twin.X = sp.csr_matrix(np.tile(slide.X[:, [4]].toarray(), 3))
-    twin.var_names = ["c", "a", "b"]
-    assert select_panel({"s": twin}, n_genes=3, panel=panel) == ["a", "b", "c"]
+    """Enough equal genes that a sort which is not stable would mix them; and given in any order."""
+    slide = make_slide(3, n_genes=60)
+    slide.X = sp.csr_matrix(np.tile(slide.X[:, [4]].toarray(), 60))
+    slide.obs["total_counts"] = 1000
+    names = list(np.random.default_rng(0).permutation(slide.var_names))
+    slide.var_names = names
+    assert select_panel({"s": slide}, n_genes=50, panel=panel, genes=names) == sorted(names)[:50]
 
 
 def test_moran_finds_the_spatial_gene(make_slide):
@@ -144,6 +146,13 @@ def test_bad_requests_are_refused(make_slide):
         select_panel({"s": slide}, n_genes=3, panel="varience")
     with pytest.raises(InputError, match="training slide"):
         select_panel({}, n_genes=3, panel="variance")
+
+
+def test_hvg_without_any_dispersion_is_refused(make_slide):
+    slide = make_slide()
+    slide.X = sp.csr_matrix(np.ones(slide.shape, np.int32))
+    with pytest.raises(InputError, match="no highly variable genes"):
+        select_panel({"s": slide}, n_genes=3, panel="hvg")
 
 
 def test_symbols_against_ensembl_ids_are_named():
