@@ -97,7 +97,7 @@ def encode(
         str | None, typer.Option(help="random, pretrained, or a file (.safetensors or a plain state dict).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
-    key: Annotated[str | None, typer.Option(help="Name of the array in obsm, instead of the encoder's.")] = None,
+    key: Annotated[list[str] | None, typer.Option(help="Name of the array in obsm; one per encoder.")] = None,
     patch_um: Annotated[float, typer.Option(help="Patch side, µm.")] = 112.0,
     patch_px: Annotated[int, typer.Option(help="Patch side after resampling, pixels.")] = 224,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
@@ -105,7 +105,7 @@ def encode(
     scheduler: Annotated[str | None, typer.Option(help="Address of a running dask scheduler.")] = None,
     chunk_rows: Annotated[int, typer.Option(help="Rows per chunk of new arrays: what a kill may cost.")] = 1024,
     batch_size: Annotated[int, typer.Option(help="Patches per forward pass; fixed in new arrays.")] = 32,
-    threads: Annotated[int | None, typer.Option(help="Threads per worker; fixed in new arrays.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads in one forward pass; fixed in new arrays.")] = 1,
     store_dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     as_json: AsJson = False,
 ) -> None:

@@ -103,13 +103,11 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
     """``sha256:<hex>`` over names, dtypes, shapes and bytes of a state dict, in name order: the same for any file format."""
     total = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+        tensor = state[name].detach().cpu()
         total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        total.update(
-            tensor.view(torch.uint8).numpy().tobytes()
-            if tensor.ndim
-            else tensor.reshape(1).view(torch.uint8).numpy().tobytes()
-        )
+        if tensor.dtype == torch.bfloat16:  # NumPy has no such type; the bits are what counts
+            tensor = tensor.view(torch.int16)
+        total.update(tensor.numpy().tobytes())  # logical order, whatever the memory format
     return f"sha256:{total.hexdigest()}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import TYPE_CHECKING
 
 from spared_fm.errors import InputError
@@ -25,17 +24,24 @@ UPSAMPLE_WARNING = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One chunk of one array: the unit of work, of writing and of loss.
+    """One chunk of one slide: the unit of work, of writing and of loss.
 
-    It holds names and numbers only; a worker builds the encoder itself, from ``spec``, and checks it against the recipe.
+    It holds names and numbers only; a worker builds the encoders itself and checks them against the recipes.
+
+    Attributes
+    ----------
+    jobs
+        (array key, encoder) of every array that is filled from one reading of the patches.
+    streams
+        Batches in work at once in a worker; 0 lets the worker take all its cores.
     """
 
     store: str
     slide: str
-    key: str
     chunk: int
-    spec: EncoderSpec
+    jobs: tuple[tuple[str, EncoderSpec], ...]
     device: str
+    streams: int = 0
 
 
 @dataclasses.dataclass
@@ -44,20 +50,22 @@ class Plan:
 
     Attributes
     ----------
-    key
-        Array key, the same for all slides.
+    keys
+        Array key of each encoder, the same for all slides.
+    recipes
+        Recipe of each encoder.
     tasks
         Unfinished chunks, slide by slide.
     patches
-        Spots in those chunks.
+        Patches in those chunks, each counted once however many encoders share it.
     done
         Chunks that were finished before.
     warnings
         One line each, e.g. slides that are upsampled more than twofold.
     """
 
-    key: str
-    recipe: Recipe
+    keys: list[str]
+    recipes: list[Recipe]
     tasks: list[Task]
     patches: int
     done: int
@@ -74,7 +82,7 @@ def make_recipe(encoder: Encoder, patch: PatchSpec, store_dtype: str = "float16"
         stain_normalisation="none",
         encoder=encoder.versioned_name,
         weights=encoder.weights,
-        transform=encoder.transform,
+        transform=encoder.transform.as_data(),
         pooling=encoder.pooling,
         prefix_tokens=encoder.prefix_tokens,
         views="identity",
@@ -95,14 +103,15 @@ def array_key(recipe: Recipe, spec: EncoderSpec) -> str:
 def make_plan(
     layout: Layout,
     slides: Sequence[str],
-    encoder: Encoder,
+    encoders: Sequence[Encoder],
     patch: PatchSpec,
     *,
-    key: str | None = None,
+    keys: Sequence[str | None] | None = None,
     chunk_rows: int = CHUNK_ROWS,
     batch_size: int = 32,
-    threads: int | None = None,
-    store_dtype: str = "float16",
+    threads: int = 1,
+    streams: int = 0,
+    store_dtypes: Sequence[str] | None = None,
 ) -> Plan:
     """Create the arrays that are not there and list their unfinished chunks.
 
@@ -112,30 +121,39 @@ def make_plan(
         The store.
     slides
         Slide ids.
-    encoder
-        Built encoder: its digest and dim enter the arrays.
+    encoders
+        Built encoders: their digests and dims enter the arrays. Patches are read once for all of them.
     patch
         Patch geometry.
-    key
-        Array key; by default :func:`array_key`.
+    keys
+        Array key per encoder; None, or None for one of them: :func:`array_key`.
     chunk_rows, batch_size, threads
-        Fixed in new arrays for their life. Batches are cut by row number, so a resumed array is byte-identical.
-    store_dtype
-        ``float16`` or ``float32``.
+        Fixed in new arrays for their life. Batches are cut by row number and ``threads`` is the number inside one forward
+        pass, so a resumed array is byte-identical.
+    streams
+        Batches in work at once in a worker; changes no byte.
+    store_dtypes
+        ``float16`` (default) or ``float32`` per encoder.
 
     Raises
     ------
     InputError
-        A slide has no image, its image is gone or another one, or the key is taken by another recipe. Nothing is created then.
+        A slide has no image, its image is gone or another one, or a key is taken by another recipe.
     """
-    if chunk_rows < 1 or batch_size < 1 or (threads is not None and threads < 1):
+    if chunk_rows < 1 or batch_size < 1 or threads < 1:
         raise InputError("chunk rows, batch size and threads must be at least 1")
-    recipe = make_recipe(encoder, patch, store_dtype)
-    key = check_name(key, "embedding") if key else array_key(recipe, encoder.spec)
+    recipes = [
+        make_recipe(encoder, patch, dtype)
+        for encoder, dtype in zip(encoders, store_dtypes or ["float16"] * len(encoders), strict=True)
+    ]
+    names = [
+        check_name(key, "embedding") if key else array_key(recipe, encoder.spec)
+        for encoder, recipe, key in zip(encoders, recipes, keys or [None] * len(encoders), strict=True)
+    ]
     records = {slide: slide_record(layout, slide) for slide in slides}
     for slide, record in records.items():
         _check_image(slide, record)
-    plan = Plan(key, recipe, [], 0, 0, [])
+    plan = Plan(names, recipes, [], 0, 0, [])
     for slide, record in records.items():
         upsample = record["mpp"] / record["image"]["scale"] / patch.mpp
         if upsample > UPSAMPLE_WARNING:
@@ -143,24 +161,45 @@ def make_plan(
                 f"slide {slide}: its {record['image']['kind']} image is coarse, patches are upsampled {upsample:.1f}×; "
                 "ingest the full-resolution image if you have it (--image)"
             )
-        settings = {
-            "encoder_argument": encoder.spec.name,
-            "seed": encoder.spec.seed,
-            "batch_size": batch_size,
-            "threads": threads or os.cpu_count() or 1,
-            "slide_mpp": record["mpp"],
-            "image_scale": record["image"]["scale"],
-            "achieved_mpp": patch.mpp,
-            "upsample": round(upsample, 4),
-        }
-        array = EmbeddingArray.plan(
-            layout, slide, key, recipe=recipe, dim=encoder.dim, chunk_rows=chunk_rows, settings=settings
-        )
-        missing = array.missing()
-        plan.done += array.n_chunks - len(missing)
-        plan.patches += sum(len(array.rows(k)) for k in missing)
-        plan.tasks += [Task(str(layout.root), slide, key, k, encoder.spec, encoder.device) for k in missing]
+        arrays = []
+        for encoder, recipe, name in zip(encoders, recipes, names, strict=True):
+            settings = {
+                "encoder_argument": encoder.spec.name,
+                "seed": encoder.spec.seed,
+                "batch_size": batch_size,
+                "threads": threads,
+                "slide_mpp": record["mpp"],
+                "image_scale": record["image"]["scale"],
+                "achieved_mpp": patch.mpp,
+                "upsample": round(upsample, 4),
+            }
+            arrays.append(
+                EmbeddingArray.plan(
+                    layout, slide, name, recipe=recipe, dim=encoder.dim, chunk_rows=chunk_rows, settings=settings
+                )
+            )
+        _add_tasks(plan, arrays, encoders, streams)
     return plan
+
+
+def _add_tasks(plan: Plan, arrays: Sequence[EmbeddingArray], encoders: Sequence[Encoder], streams: int) -> None:
+    """Group a slide's arrays that are cut alike: each group's chunks are read once."""
+    groups: dict[tuple[int, int, int], list[tuple[EmbeddingArray, Encoder]]] = {}
+    for array, encoder in zip(arrays, encoders, strict=True):
+        cut = (array.chunk_rows, array.attributes["batch_size"], array.attributes["threads"])
+        groups.setdefault(cut, []).append((array, encoder))
+    for members in groups.values():
+        wanted: dict[int, list[tuple[str, EncoderSpec]]] = {}
+        for array, encoder in members:
+            missing = array.missing()
+            plan.done += array.n_chunks - len(missing)
+            for k in missing:
+                wanted.setdefault(k, []).append((array.key, encoder.spec))
+        first = members[0][0]
+        for k, jobs in sorted(wanted.items()):
+            plan.patches += len(first.rows(k))
+            store, device = str(first.layout.root), members[0][1].device
+            plan.tasks.append(Task(store, first.slide, k, tuple(jobs), device, streams))
 
 
 def _check_image(slide: str, record: dict) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +18,30 @@ if TYPE_CHECKING:
     from spared_fm.extract.plan import Plan, Task
 
 
+CHUNKS_IN_HAND = 2
+"""Chunks a worker has in work at once: what a kill of it may cost, and enough to hide one's end behind the next."""
+
+
 @dataclasses.dataclass
 class Summary:
-    """What a run did: patches, wall seconds, seconds per stage summed over workers."""
+    """What a run did.
+
+    Attributes
+    ----------
+    patches
+        Patches read and encoded by this run.
+    wall
+        Seconds from start to end.
+    seconds
+        Stage → seconds, summed over streams and workers.
+    absent
+        Slide → spot row → reason, for patches that could not be read.
+    """
 
     patches: int
     wall: float
     seconds: dict[str, float]
+    absent: dict[str, dict[int, str]]
 
 
 def run(
@@ -33,7 +49,7 @@ def run(
     *,
     workers: int = 0,
     scheduler: str | None = None,
-    on_done: Callable[[Done], Any] = lambda done: None,
+    on_patches: Callable[[int], Any] = lambda patches: None,
 ) -> Summary:
     """Encode the plan's unfinished chunks.
 
@@ -42,11 +58,11 @@ def run(
     plan
         From :func:`spared_fm.extract.plan.make_plan`.
     workers
-        0: in this process. N: a ``LocalCluster`` of N processes with one thread each.
+        0: in this process. N: a ``LocalCluster`` of N processes.
     scheduler
         Address of a running dask scheduler; its workers must see the store and the images.
-    on_done
-        Called with each finished task, for progress.
+    on_patches
+        Called with the patches of each finished task, for progress.
 
     Raises
     ------
@@ -58,13 +74,15 @@ def run(
     if workers < 0:
         raise InputError("--workers must be 0 (in this process) or more")
     started = time.perf_counter()
-    summary = Summary(0, 0.0, {})
+    summary = Summary(0, 0.0, {}, {})
 
     def count(done: Done) -> None:
         summary.patches += done.patches
         for stage, value in done.seconds.items():
             summary.seconds[stage] = summary.seconds.get(stage, 0.0) + value
-        on_done(done)
+        if done.absent:
+            summary.absent.setdefault(done.slide, {}).update(done.absent)
+        on_patches(done.patches)
 
     if plan.tasks and not workers and not scheduler:
         _in_this_process(plan.tasks, count)
@@ -76,8 +94,9 @@ def run(
 
 
 def _in_this_process(tasks: list[Task], count: Callable[[Done], None]) -> None:
-    """Dask's synchronous scheduler: no threads, no sockets."""
+    """Use dask's threaded scheduler: no processes, no sockets, and the cores never run dry between two chunks."""
     import dask
+    import torch
     from dask.callbacks import Callback
 
     def finished(key: str, result: Any, *_: Any) -> None:
@@ -85,8 +104,12 @@ def _in_this_process(tasks: list[Task], count: Callable[[Done], None]) -> None:
             count(result)
 
     call = dask.delayed(encode_chunk, pure=False, traverse=False)
-    with Callback(posttask=finished):
-        dask.compute(*(call(task) for task in tasks), scheduler="synchronous")
+    threads = torch.get_num_threads()
+    try:
+        with Callback(posttask=finished):
+            dask.compute(*(call(task) for task in tasks), scheduler="threads", num_workers=CHUNKS_IN_HAND)
+    finally:
+        torch.set_num_threads(threads)  # the streams' setting reaches the whole process
 
 
 def _on_a_cluster(client: distributed.Client, tasks: list[Task], count: Callable[[Done], None]) -> None:
@@ -116,14 +139,13 @@ def _client(workers: int, scheduler: str | None) -> Iterator[distributed.Client]
         with client:
             yield client
         return
-    # Threads are set per task from the array's plan; BLAS pools of worker processes follow it from the start.
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
-    environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    # Streams fill the cores; thread pools below them would only oversubscribe. Tasks set torch's threads as planned.
+    environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": environment}),
         LocalCluster(
             n_workers=workers,
-            threads_per_worker=1,
+            threads_per_worker=CHUNKS_IN_HAND,
             processes=True,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",

@@ -1,4 +1,4 @@
-"""One task: read a chunk's patches, encode them, write the chunk.
+"""One task: read a chunk's patches once, encode them with every encoder that lacks the chunk, write the chunks.
 
 It runs in a worker, again after a crash, or twice: the outcome is the same.
 """
@@ -6,7 +6,7 @@ It runs in a worker, again after a crash, or twice: the outcome is the same.
 from __future__ import annotations
 
 import dataclasses
-import functools
+import os
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -16,20 +16,33 @@ import torch
 
 from spared_fm.encoders.builder import Encoder, build
 from spared_fm.errors import InputError
-from spared_fm.slides.fingerprint import fingerprint
-from spared_fm.slides.images import open_image
-from spared_fm.slides.patches import PatchReader, PatchSpec
-from spared_fm.store.embeddings import EmbeddingArray, slide_record
+from spared_fm.extract.source import patch_source
+from spared_fm.extract.streams import ahead, pool, spread
+from spared_fm.slides.patches import PatchSpec
+from spared_fm.store.embeddings import EmbeddingArray
 from spared_fm.store.layout import Layout
-from spared_fm.store.nodes import read_elem
 
 if TYPE_CHECKING:
     from spared_fm.encoders.spec import EncoderSpec
     from spared_fm.extract.plan import Task
-    from spared_fm.slides.images import ImageReader
+    from spared_fm.extract.source import Reader
 
 _lock = threading.Lock()
 _encoders: dict[tuple[EncoderSpec, str], Encoder] = {}
+STAGES = ("open", "read", "transform", "forward", "wait", "write")
+MOST_ENCODERS = 4
+"""Encoders a worker keeps built: those of one run."""
+
+
+class EmbeddingOverflowError(OverflowError):
+    """An embedding does not fit the stored dtype; ``key`` names its array."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(key, message)  # both, so that it survives the way back from a worker
+        self.key = key
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,56 +52,109 @@ class Done:
     Attributes
     ----------
     patches
-        Patches encoded by this call; 0 when the chunk was there already.
+        Patches read by this call; 0 when every chunk was there already.
     seconds
-        Stage name → seconds.
+        Stage → seconds, summed over the streams of the worker: open, read, transform, forward, write, and wait (of the
+        forward pass for pixels, on a GPU).
+    absent
+        Spot row → reason, for patches that could not be read.
     """
 
     slide: str
     chunk: int
     patches: int
     seconds: dict[str, float]
+    absent: dict[int, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class _Output:
+    """One encoder's share of a task."""
+
+    array: EmbeddingArray
+    encoder: Encoder
+    values: np.ndarray
 
 
 def encode_chunk(task: Task) -> Done:
-    """Encode one chunk unless its receipt is there.
+    """Encode one chunk for the encoders whose receipt is missing.
 
     Raises
     ------
     InputError
         The encoder built here is not the recipe's (other weights), or its output is not finite.
-    OverflowError
+    EmbeddingOverflowError
         An embedding does not fit the stored dtype.
     """
-    layout = Layout(task.store)
-    array = EmbeddingArray(layout, task.slide, task.key)
-    if array.receipt(task.chunk) is not None:
+    started = time.perf_counter()
+    outputs = _outputs(task)
+    if not outputs:
         return Done(task.slide, task.chunk, 0, {})
+    first = outputs[0].array
+    batch, threads = first.attributes["batch_size"], first.attributes["threads"]
+    rows = first.rows(task.chunk)
+    layout = first.layout
+    spec = PatchSpec(first.recipe.patch_um, first.recipe.patch_px, first.recipe.resampling)
+    reader, places = patch_source(layout, task.slide, spec)
+    places = places[rows.start : rows.stop]
+    seconds = dict.fromkeys(STAGES, 0.0)
+    seconds["open"] = time.perf_counter() - started
+    absent: dict[int, str] = {}
+
+    def read(start: int) -> np.ndarray:
+        clock = time.perf_counter()
+        patches, lost = read_block(reader, places[start : start + batch])
+        with _lock:
+            seconds["read"] += time.perf_counter() - clock
+            absent.update({rows.start + start + row: reason for row, reason in lost.items()})
+        return patches
+
+    def transform(patches: np.ndarray) -> list[torch.Tensor]:
+        clock = time.perf_counter()
+        batches = [output.encoder.transform(patches) for output in outputs]
+        with _lock:
+            seconds["transform"] += time.perf_counter() - clock
+        return batches
+
+    def forward(start: int, batches: list[torch.Tensor]) -> None:
+        clock = time.perf_counter()
+        for output, pixels in zip(outputs, batches, strict=True):
+            output.values[start : start + batch] = output.encoder.forward(pixels)
+        with _lock:
+            seconds["forward"] += time.perf_counter() - clock
+
+    starts = range(0, len(rows), batch)
+    if task.device == "cpu":
+        streams = task.streams or max(1, cores() // threads)
+        spread(pool(streams, threads), lambda start: forward(start, transform(read(start))), starts)
+    else:
+        streams = task.streams or max(1, cores() - 1)
+        executor = pool(streams, 1)
+        seconds["wait"] += ahead(executor, lambda start: transform(read(start)), forward, starts, depth=2 * streams)
+
     started = time.perf_counter()
-    encoder = _encoder(task.spec, task.device)
-    recipe = array.recipe
-    if encoder.weights != recipe.weights:
-        raise InputError(
-            f"worker built {task.spec.name} with weights {encoder.weights}, the array has {recipe.weights}"
-        )
-    torch.set_num_threads(array.attributes["threads"])
-    reader = _patch_reader(task.store, task.slide, recipe.patch_um, recipe.patch_px, recipe.resampling)
-    rows = array.rows(task.chunk)
-    xy = read_elem(layout, f"{layout.slide(task.slide)}/obsm/spatial")[rows.start : rows.stop]
-    seconds = {"open": time.perf_counter() - started, "read": 0.0, "encode": 0.0}
-    values = np.empty((len(rows), array.shape[1]), dtype=np.float32)
-    batch = array.attributes["batch_size"]
-    for first in range(0, len(rows), batch):
-        started = time.perf_counter()
-        patches = reader.read(xy[first : first + batch])
-        seconds["read"] += time.perf_counter() - started
-        started = time.perf_counter()
-        values[first : first + batch] = encoder.encode(patches)
-        seconds["encode"] += time.perf_counter() - started
-    started = time.perf_counter()
-    array.write_chunk(task.chunk, values, device=_device_name(task.device))
-    seconds["write"] = time.perf_counter() - started
-    return Done(task.slide, task.chunk, len(rows), seconds)
+    for output in outputs:
+        try:
+            output.array.write_chunk(task.chunk, output.values, absent=absent, device=_device_name(task.device))
+        except OverflowError as error:
+            raise EmbeddingOverflowError(output.array.key, str(error)) from error
+    seconds["write"] += time.perf_counter() - started
+    return Done(task.slide, task.chunk, len(rows), seconds, absent)
+
+
+def read_block(reader: Reader, places: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    """Read patches; one whose pixels can't be read is left blank, and its row and the reason are returned."""
+    try:
+        return reader.read(places), {}
+    except InputError:
+        patches = np.empty((len(places), reader.spec.px, reader.spec.px, 3), dtype=np.uint8)
+        lost = {}
+        for row in range(len(places)):
+            try:
+                patches[row] = reader.read(places[row : row + 1])[0]
+            except InputError as error:
+                patches[row], lost[row] = 255, str(error)
+        return patches, lost
 
 
 def keep(encoder: Encoder) -> None:
@@ -97,26 +163,36 @@ def keep(encoder: Encoder) -> None:
         _encoders[encoder.spec, encoder.device] = encoder
 
 
+def _outputs(task: Task) -> list[_Output]:
+    """Find the arrays of the task that lack the chunk, with their encoders."""
+    layout = Layout(task.store)
+    outputs = []
+    for key, spec in task.jobs:
+        array = EmbeddingArray(layout, task.slide, key)
+        if array.receipt(task.chunk) is not None:
+            continue
+        encoder = _encoder(spec, task.device)
+        if encoder.weights != array.recipe.weights:
+            raise InputError(
+                f"worker built {spec.name} with weights {encoder.weights}, the array has {array.recipe.weights}"
+            )
+        values = np.empty((len(array.rows(task.chunk)), array.shape[1]), dtype=np.float32)
+        outputs.append(_Output(array, encoder, values))
+    return outputs
+
+
 def _encoder(spec: EncoderSpec, device: str) -> Encoder:
     with _lock:  # two threads of one worker must not build the same model twice
         if (spec, device) not in _encoders:
-            _encoders.clear()  # one model at a time: a worker serves one run
+            while len(_encoders) >= MOST_ENCODERS:
+                _encoders.pop(next(iter(_encoders)))
             _encoders[spec, device] = build(spec, device=device)
         return _encoders[spec, device]
 
 
-def _patch_reader(store: str, slide: str, um: float, px: int, resample: str) -> PatchReader:
-    record = slide_record(Layout(store), slide)
-    with _lock:
-        image = _image(record["image"]["path"], record["fingerprint"])
-    return PatchReader(image, record["mpp"], PatchSpec(um, px, resample), scale=record["image"]["scale"])
-
-
-@functools.lru_cache(maxsize=1)  # an untiled image is held decoded; chunks of one slide follow each other
-def _image(path: str, expected: str) -> ImageReader:
-    if fingerprint(path) != expected:  # the path is only a hint; the fingerprint says whether it is our image
-        raise InputError(f"{path} is no longer the image that was ingested; put that one back")
-    return open_image(path)
+def cores() -> int:
+    """Cores this process may use (a SLURM step or a container often has fewer than the machine)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _device_name(device: str) -> str:

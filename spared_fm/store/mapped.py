@@ -13,19 +13,31 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-MAPPED_CHUNKS = 256
-"""Most chunk files kept mapped at once: each holds a file descriptor, and a process has about a thousand."""
+
+def _most_maps() -> int:
+    """Half of the file descriptors this process may have: a mapping holds one."""
+    try:
+        import resource
+    except ImportError:  # not on this platform; its own limits are higher
+        return 4096
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 16 if soft == resource.RLIM_INFINITY else max(16, soft // 2)
+
+
+MAPPED_CHUNKS = _most_maps()
+"""Most chunk files kept mapped at once by one array."""
 
 
 class MappedRows:
-    """Row access to a folder of raw chunk files ``c/<k>/0``.
+    """Row access to raw chunk files.
 
     Parameters
     ----------
-    folder
-        The array's folder.
+    chunk_file
+        Gives the local file of chunk ``k``; called once for a chunk that is mapped.
     shape
         (rows, dim) of the array.
     chunk_rows
@@ -34,8 +46,10 @@ class MappedRows:
         Little-endian dtype of the values.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int], chunk_rows: int, dtype: np.dtype) -> None:
-        self.folder = folder
+    def __init__(
+        self, chunk_file: Callable[[int], Path], shape: tuple[int, int], chunk_rows: int, dtype: np.dtype
+    ) -> None:
+        self.chunk_file = chunk_file
         self.shape = shape
         self.chunk_rows = chunk_rows
         self.dtype = dtype
@@ -45,8 +59,7 @@ class MappedRows:
         """Read-only view of chunk ``k``, shape (rows in the chunk, dim)."""
         mapped = self._maps.get(k)
         if mapped is None:
-            path = self.folder / "c" / str(k) / "0"
-            mapped = np.memmap(path, dtype=self.dtype, mode="r", shape=(self.chunk_rows, self.shape[1]))
+            mapped = np.memmap(self.chunk_file(k), dtype=self.dtype, mode="r", shape=(self.chunk_rows, self.shape[1]))
             self._maps[k] = mapped
             if len(self._maps) > MAPPED_CHUNKS:
                 self._maps.popitem(last=False)
@@ -57,11 +70,16 @@ class MappedRows:
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Copy ``rows`` (any order, repeats allowed) into an array of shape (len(rows), dim)."""
         out = np.empty((len(rows), self.shape[1]), dtype=self.dtype)
-        order = np.argsort(rows, kind="stable")
+        in_order = bool((np.diff(rows) >= 0).all())
+        order = np.arange(len(rows)) if in_order else np.argsort(rows, kind="stable")
         ordered = rows[order]
         chunks = ordered // self.chunk_rows
         edges = np.flatnonzero(np.diff(chunks, prepend=-1, append=-1))  # where each chunk's run starts, and the end
         for start, stop in pairwise(edges):
             k = int(chunks[start])
-            out[order[start:stop]] = self.chunk(k)[ordered[start:stop] - k * self.chunk_rows]
+            local = ordered[start:stop] - k * self.chunk_rows
+            if in_order:  # straight into place; "clip" spares a buffer, and every row is inside
+                np.take(self.chunk(k), local, axis=0, out=out[start:stop], mode="clip")
+            else:
+                out[order[start:stop]] = self.chunk(k)[local]
         return out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 from typing import TYPE_CHECKING, Any
 
 from spared_fm.encoders.spec import resolve
@@ -11,13 +10,12 @@ from spared_fm.errors import InputError
 from spared_fm.slides.patches import PatchSpec
 from spared_fm.store.layout import slug
 from spared_fm.study.progress import bar
+from spared_fm.study.runs import record_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from spared_fm.encoders.builder import Encoder
-    from spared_fm.extract.plan import Plan
     from spared_fm.extract.run import Summary
     from spared_fm.store.layout import Layout
 
@@ -29,7 +27,7 @@ def encode(
     slides: str | Sequence[str] | None = None,
     weights: str | Path | None = None,
     seed: int = 0,
-    key: str | None = None,
+    key: str | Sequence[str] | None = None,
     patch_um: float = 112.0,
     patch_px: int = 224,
     device: str = "cpu",
@@ -37,11 +35,11 @@ def encode(
     scheduler: str | None = None,
     chunk_rows: int = 1024,
     batch_size: int = 32,
-    threads: int | None = None,
+    threads: int = 1,
     store_dtype: str = "float16",
     progress: bool = False,
 ) -> list[dict[str, Any]]:
-    """Encode slides once with each encoder; finished chunks are never computed again.
+    """Encode slides once with each encoder, reading each patch once; finished chunks are never computed again.
 
     Parameters
     ----------
@@ -54,7 +52,7 @@ def encode(
     weights, seed
         See :func:`spared_fm.encoders.spec.resolve`.
     key
-        Array key instead of the encoder's own.
+        Array key instead of the encoder's own; one per encoder.
     patch_um, patch_px
         Patch side in µm and in pixels after resampling; their ratio is the mpp.
     device
@@ -62,7 +60,7 @@ def encode(
     workers, scheduler
         See :func:`spared_fm.extract.run.run`.
     chunk_rows, batch_size, threads
-        Fixed in new arrays for their life.
+        Fixed in new arrays for their life; ``threads`` is inside one forward pass, and batches run side by side on all cores.
     store_dtype
         ``float16`` (default; changed to ``float32`` on overflow) or ``float32``.
     progress
@@ -72,7 +70,7 @@ def encode(
     -------
     list of dict
         One row per encoder: encoder, key, recipe_id, dim, slides, patches (encoded now), chunks_done_before, seconds,
-        patches_per_second, warnings.
+        patches_per_second, stages (seconds per stage, summed over cores, of all encoders together), absent, warnings.
 
     Raises
     ------
@@ -84,6 +82,9 @@ def encode(
         raise InputError("--weights goes with one --encoder")
     if store_dtype not in ("float16", "float32"):
         raise InputError(f"store dtype {store_dtype!r} is not float16 or float32")
+    keys = [key] if isinstance(key, str) else list(key) if key else None
+    if keys and len(keys) != len(names):
+        raise InputError(f"{len(keys)} --key for {len(names)} --encoder; give one each")
     specs = [resolve(name, weights, seed=seed) for name in names]
     patch = PatchSpec(patch_um, patch_px)
     chosen = choose_slides(layout, slides, with_image=True)
@@ -91,51 +92,79 @@ def encode(
     from spared_fm.encoders.builder import build
     from spared_fm.extract.plan import make_plan
     from spared_fm.extract.run import run
-    from spared_fm.extract.task import keep
+    from spared_fm.extract.task import EmbeddingOverflowError, cores, keep
 
-    rows = []
-    for spec in specs:
-        encoder = build(spec, device=device)
+    built = [build(spec, device=device) for spec in specs]
+    for encoder in built:
         keep(encoder)
-
-        def once(dtype: str, encoder: Encoder = encoder) -> tuple[Plan, Summary]:
-            plan = make_plan(
-                layout,
-                chosen,
-                encoder,
-                patch,
-                key=key,
-                chunk_rows=chunk_rows,
-                batch_size=batch_size,
-                threads=threads or max(1, (os.cpu_count() or 1) // max(1, workers)),
-                store_dtype=dtype,
-            )
-            with bar(f"encode {plan.key}", plan.patches, "patches", show=progress) as advance:
-                return plan, run(plan, workers=workers, scheduler=scheduler, on_done=lambda done: advance(done.patches))
-
+    dtypes = [store_dtype] * len(built)
+    overflows: list[str] = []
+    while True:
+        plan = make_plan(
+            layout,
+            chosen,
+            built,
+            patch,
+            keys=keys,
+            chunk_rows=chunk_rows,
+            batch_size=batch_size,
+            threads=threads,
+            streams=max(1, cores() // threads // workers) if workers else 0,
+            store_dtypes=dtypes,
+        )
         try:
-            plan, summary = once(store_dtype)
-        except OverflowError as error:
-            if store_dtype == "float32":
+            with bar(f"encode {', '.join(plan.keys)}", plan.patches, "patches", show=progress) as advance:
+                summary = run(plan, workers=workers, scheduler=scheduler, on_patches=advance)
+            break
+        except EmbeddingOverflowError as error:
+            position = plan.keys.index(error.key)
+            if dtypes[position] == "float32":
                 raise InputError(f"{error}; this encoder's output has no use") from error
-            plan, summary = once("float32")
-            plan.warnings.append(f"{error}: stored as float32 instead, under {plan.key}")
-        rows.append(
+            dtypes[position] = "float32"
+            overflows.append(f"{error}: stored as float32 instead")
+    warnings = [*plan.warnings, *overflows, *_quarantined(summary)]
+    rows = [
+        {
+            "encoder": encoder.spec.name,
+            "key": name,
+            "recipe_id": recipe.id,
+            "dim": encoder.dim,
+            "slides": len(chosen),
+            "patches": summary.patches,
+            "chunks_done_before": plan.done,
+            "seconds": round(summary.wall, 3),
+            "patches_per_second": round(summary.patches / summary.wall, 2) if summary.patches else None,
+            "stages": {stage: round(value, 3) for stage, value in summary.seconds.items()},
+            "absent": sum(len(rows) for rows in summary.absent.values()),
+            "warnings": warnings if position == 0 else [],
+        }
+        for position, (encoder, name, recipe) in enumerate(zip(built, plan.keys, plan.recipes, strict=True))
+    ]
+    if summary.patches:
+        record_run(
+            layout,
+            "encode",
             {
-                "encoder": spec.name,
-                "key": plan.key,
-                "recipe_id": plan.recipe.id,
-                "dim": encoder.dim,
-                "slides": len(chosen),
+                "keys": plan.keys,
+                "slides": chosen,
                 "patches": summary.patches,
-                "chunks_done_before": plan.done,
-                "seconds": round(summary.wall, 3),
-                "patches_per_second": round(summary.patches / summary.wall, 2) if summary.patches else None,
-                "stages": {stage: round(value, 3) for stage, value in summary.seconds.items()},
-                "warnings": plan.warnings,
-            }
+                "seconds": summary.wall,
+                "stages": summary.seconds,
+                "device": device,
+                "workers": workers,
+                "scheduler": scheduler,
+            },
         )
     return rows
+
+
+def _quarantined(summary: Summary) -> list[str]:
+    """One line per slide with patches that could not be read."""
+    return [
+        f"slide {slide}: {len(rows)} patches can't be read, their rows are marked absent (first: row {min(rows)}, "
+        f"{rows[min(rows)]})"
+        for slide, rows in sorted(summary.absent.items())
+    ]
 
 
 def choose_slides(layout: Layout, slides: str | Sequence[str] | None, *, with_image: bool = False) -> list[str]:

@@ -78,6 +78,14 @@ def test_a_pickle_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert not (tmp_path / "bomb-went-off").exists()
 
 
+def test_the_digest_ignores_the_memory_format_and_takes_every_dtype():
+    weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert weights_digest({"w": weight}) == weights_digest({"w": weight.to(memory_format=torch.channels_last)})
+    dtypes = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool]
+    assert len({weights_digest({"w": weight.to(dtype)}) for dtype in dtypes}) == len(dtypes)
+    assert weights_digest({"w": torch.tensor(3)}) != weights_digest({"w": torch.tensor([3])})
+
+
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 def test_damaged_files(tmp_path: Path, name: str):
     state = net(1).state_dict()

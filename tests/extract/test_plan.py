@@ -36,27 +36,27 @@ def test_the_default_recipe_has_the_plain_key_and_others_a_hash(encoder: Encoder
 
 def test_a_plan_lists_every_unfinished_chunk_once(make_study: Callable[..., Study], encoder: Encoder):
     study = make_study()
-    plan = make_plan(study.layout, [SLIDE], encoder, PatchSpec(), chunk_rows=10)
+    plan = make_plan(study.layout, [SLIDE], [encoder], PatchSpec(), chunk_rows=10)
     n = study.slide(SLIDE).n_obs
     assert [task.chunk for task in plan.tasks] == list(range(-(-n // 10)))
     assert plan.patches == n
     assert plan.done == 0
     # another batch size or thread count is the same array: they are fixed when it is made
-    again = make_plan(study.layout, [SLIDE], encoder, PatchSpec(), chunk_rows=7, batch_size=3, threads=1)
+    again = make_plan(study.layout, [SLIDE], [encoder], PatchSpec(), chunk_rows=7, batch_size=3, threads=1)
     assert [task.chunk for task in again.tasks] == [task.chunk for task in plan.tasks]
 
 
 def test_a_key_taken_by_another_recipe_is_refused_naming_a_free_one(make_study: Callable[..., Study], encoder: Encoder):
     study = make_study()
-    make_plan(study.layout, [SLIDE], encoder, PatchSpec(), key="mine")
+    make_plan(study.layout, [SLIDE], [encoder], PatchSpec(), keys=["mine"])
     with pytest.raises(InputError, match=r"another recipe \(patch_um, mpp\).*--key mine@[0-9a-f]{8}"):
-        make_plan(study.layout, [SLIDE], encoder, PatchSpec(um=200.0), key="mine")
+        make_plan(study.layout, [SLIDE], [encoder], PatchSpec(um=200.0), keys=["mine"])
 
 
 def test_coarse_images_are_warned_of(make_study: Callable[..., Study], encoder: Encoder):
     study = make_study()
-    assert make_plan(study.layout, [SLIDE], encoder, PatchSpec()).warnings == []
-    plan = make_plan(study.layout, [SLIDE], encoder, PatchSpec(um=50.0))
+    assert make_plan(study.layout, [SLIDE], [encoder], PatchSpec()).warnings == []
+    plan = make_plan(study.layout, [SLIDE], [encoder], PatchSpec(um=50.0))
     assert len(plan.warnings) == 1
     assert "upsampled" in plan.warnings[0]
 
@@ -69,14 +69,14 @@ def test_an_image_that_is_gone_or_another_one(tmp_path: Path, synthetic_slides: 
     study.ingest(source)
     shutil.copy(synthetic_slides / "synthetic_p2_s3" / "image.jpg", source / "image.jpg")
     with pytest.raises(InputError, match="no longer the image"):
-        make_plan(study.layout, [SLIDE], encoder, PatchSpec())
+        make_plan(study.layout, [SLIDE], [encoder], PatchSpec())
     (source / "image.jpg").unlink()
     with pytest.raises(InputError, match="can't be read"):
-        make_plan(study.layout, [SLIDE], encoder, PatchSpec())
+        make_plan(study.layout, [SLIDE], [encoder], PatchSpec())
     assert study.layout.embeddings(SLIDE) == []
 
 
 @pytest.mark.parametrize("setting", ["chunk_rows", "batch_size", "threads"])
 def test_settings_below_one(make_study: Callable[..., Study], encoder: Encoder, setting: str):
     with pytest.raises(InputError, match="at least 1"):
-        make_plan(make_study().layout, [SLIDE], encoder, PatchSpec(), **{setting: 0})
+        make_plan(make_study().layout, [SLIDE], [encoder], PatchSpec(), **{setting: 0})

@@ -1,0 +1,207 @@
+"""Patches/s of `encode` against the bare forward pass of the same encoder, on a real slide.
+
+The slide is ``her2st_C2`` written as a pyramidal, JPEG-tiled TIFF; the spots are a dense grid of 112 µm patches over its
+tissue. Every round measures each side once, interleaved; ratios are medians over the rounds.
+
+Two bare forwards are shown: *default*, what one gets from timm (contiguous batches, torch's own threads), and *best*, the
+fastest arrangement known to us (channels last, one stream per core), the physical limit of this encoder on this machine.
+
+    python benchmarks/extraction.py [--rounds 5] [--patches 576] [--part forward|builtin|pair|workers]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import tifffile
+import torch
+from PIL import Image
+
+import spared_fm
+from spared_fm.encoders.builder import Encoder, build
+from spared_fm.encoders.spec import resolve
+from spared_fm.study.api import Study
+
+CORES = len(os.sched_getaffinity(0))
+BATCH = 32
+VIT, MOBILENET, BUILTIN = "timm:vit_small_patch16_224", "timm:mobilenetv3_small_100", "stain-bank"
+
+
+def write_slide(data: Path, folder: Path, patches: int) -> Path:
+    """Write her2st_C2 as a pyramid with a grid of spots; returns the slide's folder."""
+    Image.MAX_IMAGE_PIXELS = None
+    source = ad.read_h5ad(data / "her2st_C2" / "counts.h5ad")
+    [library] = source.uns["spatial"].values()
+    mpp = library["metadata"]["um_per_px"]
+    pixels = np.asarray(Image.open(data / "her2st_C2" / "image.jpg"))
+    slide = folder / "pyramid"
+    slide.mkdir(parents=True)
+    with tifffile.TiffWriter(slide / "image.tif", bigtiff=True) as file:
+        options = {"tile": (256, 256), "compression": "jpeg", "compressionargs": {"level": 90}, "photometric": "rgb"}
+        file.write(pixels, subifds=2, **options)
+        for level in (2, 4):
+            file.write(pixels[::level, ::level], subfiletype=1, **options)
+    step = 112.0 / mpp
+    low, high = source.obsm["spatial"].min(0), source.obsm["spatial"].max(0)
+    columns = int((high[0] - low[0]) / step) + 1
+    grid = [(low[0] + (i % columns) * step, low[1] + (i // columns) * step) for i in range(patches)]
+    adata = ad.AnnData(np.ones((patches, 2), np.int32))
+    adata.obs = pd.DataFrame({"array_row": np.arange(patches) // columns}, index=[f"g{i}" for i in range(patches)])
+    adata.var_names = ["a", "b"]
+    adata.obsm["spatial"] = np.array(grid)
+    adata.uns["spatial"] = {"pyramid": {"metadata": {"um_per_px": mpp}, "scalefactors": {}, "images": {}}}
+    adata.write_h5ad(slide / "counts.h5ad")
+    return slide
+
+
+def encode(study: Study, encoders: list[str], **options: object) -> dict[str, object]:
+    """Encode into fresh arrays; returns the row of the first encoder."""
+    for key in study.layout.embeddings("pyramid"):
+        study.layout.files.remove(study.layout.embedding("pyramid", key))
+    return study.encode(encoders, batch_size=BATCH, **options)[0]
+
+
+def bare(module: torch.nn.Module, batches: list[torch.Tensor], streams: int, threads: int) -> float:
+    """Patches/s of forward passes on ready tensors."""
+
+    def one(batch: torch.Tensor) -> None:
+        with torch.inference_mode():
+            module(batch)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    with ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(threads,)) as executor:
+        list(executor.map(one, batches[:streams]))  # warm up
+        started = time.perf_counter()
+        list(executor.map(one, batches))
+        seconds = time.perf_counter() - started
+    torch.set_num_threads(before)
+    return sum(map(len, batches)) / seconds
+
+
+def ready(encoder: Encoder, patches: int, channels_last: bool) -> list[torch.Tensor]:
+    """Random pixels as transformed batches."""
+    pixels = np.random.default_rng(0).integers(0, 256, (BATCH, 224, 224, 3), dtype=np.uint8)
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    sizes = [min(BATCH, patches - start) for start in range(0, patches, BATCH)]
+    return [encoder.transform(pixels[:size]).contiguous(memory_format=form) for size in sizes]
+
+
+def forward_part(study: Study, patches: int, rounds: int) -> None:
+    print(f"{'encoder':34s} {'encode/s':>9s} {'default/s':>9s} {'best/s':>9s} {'÷ default':>9s} {'÷ best':>7s}  stages")
+    for name in (VIT, MOBILENET, BUILTIN):
+        tuned, plain = build(resolve(name)), build(resolve(name))
+        plain.module.to(memory_format=torch.contiguous_format)
+        batches = {layout: ready(tuned, patches, layout == "best") for layout in ("default", "best")}
+        found: dict[str, list[float]] = {"encode": [], "default": [], "best": []}
+        row: dict[str, object] = {}
+        for _ in range(rounds):
+            found["default"].append(bare(plain.module, batches["default"], 1, CORES))
+            found["best"].append(bare(tuned.module, batches["best"], CORES, 1))
+            row = encode(study, [name])
+            found["encode"].append(float(row["patches_per_second"]))
+        median = {side: statistics.median(values) for side, values in found.items()}
+        ratios = {
+            side: statistics.median(e / b for e, b in zip(found["encode"], found[side], strict=True))
+            for side in ("default", "best")
+        }
+        print(
+            f"{name:34s} {median['encode']:9.1f} {median['default']:9.1f} {median['best']:9.1f} "
+            f"{ratios['default']:9.3f} {ratios['best']:7.3f}  {row['stages']}"
+        )
+
+
+def builtin_part(study: Study, patches: int, rounds: int) -> None:
+    """Wall ÷ max(forward wall, (read + transform + forward core-seconds) ÷ cores)."""
+    encoder = build(resolve(BUILTIN))
+    batches = ready(encoder, patches, True)
+    ratios = []
+    for _ in range(rounds):
+        forward_wall = patches / bare(encoder.module, batches, CORES, 1)
+        row = encode(study, [BUILTIN])
+        stages = row["stages"]
+        busy = (stages["read"] + stages["transform"] + stages["forward"]) / CORES
+        ratios.append(float(row["seconds"]) / max(forward_wall, busy))
+    print(f"built-in encoder: wall ÷ max(forward wall, core-seconds ÷ cores) = {statistics.median(ratios):.3f}")
+
+
+def pair_part(study: Study, rounds: int) -> None:
+    ratios = []
+    for _ in range(rounds):
+        both = float(encode(study, [BUILTIN, MOBILENET])["seconds"])
+        apart = sum(float(encode(study, [name])["seconds"]) for name in (BUILTIN, MOBILENET))
+        ratios.append(both / apart)
+    print(f"two encoders in one pass ÷ sum of two passes = {statistics.median(ratios):.3f}")
+
+
+def workers_part(study: Study, patches: int, rounds: int) -> None:
+    """Scaling from 1 to 2 worker processes, one thread each, beside that of two bare forwards."""
+    encoder = build(resolve(MOBILENET))
+    batches = ready(encoder, patches, True)
+    ours, limit = [], []
+    for _ in range(rounds):
+        one = run_workers(study, 1)
+        two = run_workers(study, 2)
+        ours.append(two / one)
+        limit.append(bare(encoder.module, batches, 2, 1) / bare(encoder.module, batches, 1, 1))
+    share = statistics.median(o / b for o, b in zip(ours, limit, strict=True))
+    print(
+        f"2 workers ÷ 1 worker = {statistics.median(ours):.2f}; two bare forwards ÷ one = {statistics.median(limit):.2f}; "
+        f"share {share:.3f}"
+    )
+
+
+def run_workers(study: Study, workers: int) -> float:
+    """Patches/s of `encode` on workers that are up, with one stream each."""
+    from distributed import Client, LocalCluster
+
+    options = {"OMP_NUM_THREADS": "1", "SPARED_FM_STREAMS": "1"}
+    with LocalCluster(
+        n_workers=workers, threads_per_worker=2, host="127.0.0.1", dashboard_address="127.0.0.1:0", env=options
+    ) as cluster:
+        with Client(cluster) as client:
+            client.run(_warm)
+        row = encode(study, [MOBILENET], scheduler=cluster.scheduler_address, chunk_rows=48)
+    return float(row["patches_per_second"])
+
+
+def _warm() -> None:
+    from spared_fm.extract import task
+
+    task._encoder(resolve(MOBILENET), "cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--patches", type=int, default=576)
+    parser.add_argument("--part", choices=["forward", "builtin", "pair", "workers"], action="append")
+    options = parser.parse_args()
+    parts = options.part or ["forward", "builtin", "pair", "workers"]
+    with tempfile.TemporaryDirectory() as temporary:
+        slide = write_slide(options.data, Path(temporary), options.patches)
+        study = spared_fm.open(Path(temporary) / "store", create=True)
+        study.ingest(slide)
+        print(f"{CORES} cores, {options.patches} patches, medians of {options.rounds} interleaved rounds")
+        if "forward" in parts:
+            forward_part(study, options.patches, options.rounds)
+        if "builtin" in parts:
+            builtin_part(study, options.patches, options.rounds)
+        if "pair" in parts:
+            pair_part(study, options.rounds)
+        if "workers" in parts:
+            workers_part(study, options.patches, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
