@@ -36,8 +36,8 @@ BATCH = 32
 VIT, MOBILENET, BUILTIN = "timm:vit_small_patch16_224", "timm:mobilenetv3_small_100", "stain-bank"
 
 
-def write_slide(data: Path, folder: Path, patches: int) -> Path:
-    """Write her2st_C2 as a pyramid with a grid of spots; returns the slide's folder."""
+def write_slide(data: Path, folder: Path, patches: int) -> None:
+    """Write her2st_C2 as a pyramid with a grid of spots, into ``folder/pyramid``."""
     Image.MAX_IMAGE_PIXELS = None
     source = ad.read_h5ad(data / "her2st_C2" / "counts.h5ad")
     [library] = source.uns["spatial"].values()
@@ -60,7 +60,6 @@ def write_slide(data: Path, folder: Path, patches: int) -> Path:
     adata.obsm["spatial"] = np.array(grid)
     adata.uns["spatial"] = {"pyramid": {"metadata": {"um_per_px": mpp}, "scalefactors": {}, "images": {}}}
     adata.write_h5ad(slide / "counts.h5ad")
-    return slide
 
 
 def encode(study: Study, encoders: list[str], **options: object) -> dict[str, object]:
@@ -164,7 +163,7 @@ def run_workers(study: Study, workers: int) -> float:
     """Patches/s of `encode` on workers that are up, with one stream each."""
     from distributed import Client, LocalCluster
 
-    options = {"OMP_NUM_THREADS": "1", "SPARED_FM_STREAMS": "1"}
+    options = {"OMP_NUM_THREADS": "1", "SPARED_FM_CORES": "1"}
     with LocalCluster(
         n_workers=workers, threads_per_worker=2, host="127.0.0.1", dashboard_address="127.0.0.1:0", env=options
     ) as cluster:
@@ -185,12 +184,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--patches", type=int, default=576)
-    parser.add_argument("--part", choices=["forward", "builtin", "pair", "workers"], action="append")
+    parser.add_argument("--part", choices=["forward", "builtin", "pair", "workers", "none"], action="append")
+    parser.add_argument("--keep", type=Path, help="write the slide and the store here, and keep them")
     options = parser.parse_args()
     parts = options.part or ["forward", "builtin", "pair", "workers"]
     with tempfile.TemporaryDirectory() as temporary:
-        slide = write_slide(options.data, Path(temporary), options.patches)
-        study = spared_fm.open(Path(temporary) / "store", create=True)
+        folder = options.keep or Path(temporary)
+        slide = folder / "pyramid"
+        if not slide.exists():
+            write_slide(options.data, folder, options.patches)
+        study = spared_fm.open(folder / "store", create=True)
         study.ingest(slide)
         print(f"{CORES} cores, {options.patches} patches, medians of {options.rounds} interleaved rounds")
         if "forward" in parts:

@@ -1,4 +1,4 @@
-"""Reads of an embedding array against the physical limit (a raw memory map of the same rows) and an HDF5 file with (1, dim) chunks.
+"""Reads of an embedding array against a raw memory map (the physical limit) and an HDF5 file with (1, dim) chunks.
 
 All data is synthetic. Every round measures each side once, interleaved; ratios are medians over the rounds.
 
@@ -29,7 +29,9 @@ from spared_fm.store.layout import Layout
 from spared_fm.store.nodes import write_node
 from spared_fm.store.recipe import Recipe, spots_digest
 
-RECIPE = Recipe(112.0, 224, 0.5, "bicubic", "none", "synthetic", "none", {}, "none", 0, "identity", "float32", "float16")
+RECIPE = Recipe(
+    112.0, 224, 0.5, "bicubic", "none", "synthetic", "none", {}, "none", 0, "identity", "float32", "float16"
+)
 
 
 def plan_array(folder: Path, rows: int, dim: int) -> EmbeddingArray:
@@ -45,7 +47,9 @@ def plan_array(folder: Path, rows: int, dim: int) -> EmbeddingArray:
 def write_all(array: EmbeddingArray) -> None:
     rng = np.random.default_rng(0)
     for k in range(array.n_chunks):
-        array.write_chunk(k, rng.normal(size=(len(array.rows(k)), array.shape[1])).astype(np.float32), device="synthetic")
+        array.write_chunk(
+            k, rng.normal(size=(len(array.rows(k)), array.shape[1])).astype(np.float32), device="synthetic"
+        )
 
 
 def seconds(work: Callable[[], object]) -> float:

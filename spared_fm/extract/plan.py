@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from spared_fm.errors import InputError
 from spared_fm.slides.fingerprint import fingerprint
-from spared_fm.slides.patches import PatchSpec
+from spared_fm.slides.patches import PatchSpec, check_upsample
 from spared_fm.store.embeddings import CHUNK_ROWS, EmbeddingArray, slide_record
 from spared_fm.store.layout import check_name, slug
 from spared_fm.store.recipe import Recipe
@@ -112,6 +112,7 @@ def make_plan(
     threads: int = 1,
     streams: int = 0,
     store_dtypes: Sequence[str] | None = None,
+    max_upsample: float | None = None,
 ) -> Plan:
     """Create the arrays that are not there and list their unfinished chunks.
 
@@ -134,11 +135,13 @@ def make_plan(
         Batches in work at once in a worker; changes no byte.
     store_dtypes
         ``float16`` (default) or ``float32`` per encoder.
+    max_upsample
+        Refuse slides whose patches would be enlarged by more than this factor.
 
     Raises
     ------
     InputError
-        A slide has no image, its image is gone or another one, or a key is taken by another recipe.
+        A slide has no image or too coarse a one, its image is gone or another one, or a key is taken by another recipe.
     """
     if chunk_rows < 1 or batch_size < 1 or threads < 1:
         raise InputError("chunk rows, batch size and threads must be at least 1")
@@ -151,14 +154,16 @@ def make_plan(
         for encoder, recipe, key in zip(encoders, recipes, keys or [None] * len(encoders), strict=True)
     ]
     records = {slide: slide_record(layout, slide) for slide in slides}
+    upsample = {}
     for slide, record in records.items():
         _check_image(slide, record)
+        upsample[slide] = record["mpp"] / record["image"]["scale"] / patch.mpp
+        check_upsample(slide, upsample[slide], max_upsample)
     plan = Plan(names, recipes, [], 0, 0, [])
     for slide, record in records.items():
-        upsample = record["mpp"] / record["image"]["scale"] / patch.mpp
-        if upsample > UPSAMPLE_WARNING:
+        if upsample[slide] > UPSAMPLE_WARNING:
             plan.warnings.append(
-                f"slide {slide}: its {record['image']['kind']} image is coarse, patches are upsampled {upsample:.1f}×; "
+                f"slide {slide}: its {record['image']['kind']} image is coarse, patches are upsampled {upsample[slide]:.1f}×; "
                 "ingest the full-resolution image if you have it (--image)"
             )
         arrays = []
@@ -171,7 +176,7 @@ def make_plan(
                 "slide_mpp": record["mpp"],
                 "image_scale": record["image"]["scale"],
                 "achieved_mpp": patch.mpp,
-                "upsample": round(upsample, 4),
+                "upsample": round(upsample[slide], 4),
             }
             arrays.append(
                 EmbeddingArray.plan(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 CHUNKS_IN_HAND = 2
 """Chunks a worker has in work at once: what a kill of it may cost, and enough to hide one's end behind the next."""
+
+
+POLL_S = 0.5
+"""Seconds between looks at chunks that other writers have in hand."""
 
 
 @dataclasses.dataclass
@@ -82,13 +87,27 @@ def run(
             summary.seconds[stage] = summary.seconds.get(stage, 0.0) + value
         if done.absent:
             summary.absent.setdefault(done.slide, {}).update(done.absent)
+        if done.busy is not None:
+            busy.append(done.busy)
         on_patches(done.patches)
 
-    if plan.tasks and not workers and not scheduler:
-        _in_this_process(plan.tasks, count)
-    elif plan.tasks:
-        with _client(workers, scheduler) as client:
-            _on_a_cluster(client, plan.tasks, count)
+    tasks: list[Task] = plan.tasks
+    busy: list[Task] = []
+    with contextlib.ExitStack() as stack:
+        client = None
+        if tasks and (workers or scheduler):
+            stack.enter_context(_quiet())
+            client = stack.enter_context(_client(workers, scheduler))
+        while tasks:
+            before = len(tasks)
+            if client is None:
+                _in_this_process(tasks, count)
+            else:
+                _on_a_cluster(client, tasks, count)
+            # Chunks that another writer has in hand are looked at until it has finished them, or its lease ends.
+            tasks, busy = busy, []
+            if len(tasks) == before:
+                time.sleep(POLL_S)
     summary.wall = time.perf_counter() - started
     return summary
 
@@ -113,17 +132,44 @@ def _in_this_process(tasks: list[Task], count: Callable[[Done], None]) -> None:
 
 
 def _on_a_cluster(client: distributed.Client, tasks: list[Task], count: Callable[[Done], None]) -> None:
-    from distributed import as_completed
+    from distributed import KilledWorker, as_completed
+    from distributed.client import FutureCancelledError
+    from distributed.comm.core import CommClosedError
 
-    # pure=False: the receipt decides what is done, not dask's memory of a key.
-    futures = client.map(encode_chunk, tasks, pure=False, batch_size=1000)
+    address = client.scheduler.address if client.scheduler else "the given address"
+    futures: list[distributed.Future] = []
     try:
+        # pure=False: the receipt decides what is done, not dask's memory of a key.
+        futures = client.map(encode_chunk, tasks, pure=False, batch_size=1000)
         for future in as_completed(futures):
             count(future.result())
             future.release()
+    except (FutureCancelledError, CommClosedError) as error:
+        raise InputError(
+            f"the dask scheduler at {address} is gone; finished chunks are kept: start one and run the same command again"
+        ) from error
+    except KilledWorker as error:
+        raise InputError(
+            f"{error.last_worker.address}: {error.allowed_failures + 1} workers died on one chunk (out of memory?); finished "
+            "chunks are kept: give workers more memory, then run the same command again"
+        ) from error
     except BaseException:
         client.cancel(futures, force=True)
         raise
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep dask's tracebacks of a lost connection off the screen: the run ends with one line that says the same."""
+    import distributed  # noqa: F401  importing it sets the level
+
+    logger = logging.getLogger("distributed.client")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

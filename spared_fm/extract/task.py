@@ -5,6 +5,7 @@ It runs in a worker, again after a crash, or twice: the outcome is the same.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import threading
@@ -19,6 +20,7 @@ from spared_fm.errors import InputError
 from spared_fm.extract.source import patch_source
 from spared_fm.extract.streams import ahead, pool, spread
 from spared_fm.slides.patches import PatchSpec
+from spared_fm.store.claims import hold
 from spared_fm.store.embeddings import EmbeddingArray
 from spared_fm.store.layout import Layout
 
@@ -58,6 +60,8 @@ class Done:
         forward pass for pixels, on a GPU).
     absent
         Spot row → reason, for patches that could not be read.
+    busy
+        What another writer has in hand: to be looked at again later.
     """
 
     slide: str
@@ -65,6 +69,7 @@ class Done:
     patches: int
     seconds: dict[str, float]
     absent: dict[int, str] = dataclasses.field(default_factory=dict)
+    busy: Task | None = None
 
 
 @dataclasses.dataclass
@@ -86,10 +91,15 @@ def encode_chunk(task: Task) -> Done:
     EmbeddingOverflowError
         An embedding does not fit the stored dtype.
     """
+    with contextlib.ExitStack() as claims:
+        outputs, busy = _outputs(task, claims)
+        if not outputs:
+            return Done(task.slide, task.chunk, 0, {}, busy=busy)
+        return dataclasses.replace(_encode(task, outputs), busy=busy)
+
+
+def _encode(task: Task, outputs: list[_Output]) -> Done:
     started = time.perf_counter()
-    outputs = _outputs(task)
-    if not outputs:
-        return Done(task.slide, task.chunk, 0, {})
     first = outputs[0].array
     batch, threads = first.attributes["batch_size"], first.attributes["threads"]
     rows = first.rows(task.chunk)
@@ -163,13 +173,15 @@ def keep(encoder: Encoder) -> None:
         _encoders[encoder.spec, encoder.device] = encoder
 
 
-def _outputs(task: Task) -> list[_Output]:
-    """Find the arrays of the task that lack the chunk, with their encoders."""
+def _outputs(task: Task, claims: contextlib.ExitStack) -> tuple[list[_Output], Task | None]:
+    """Claim the arrays of the task that lack the chunk, with their encoders; what others are on is given back as a task."""
     layout = Layout(task.store)
-    outputs = []
+    outputs, busy = [], []
     for key, spec in task.jobs:
         array = EmbeddingArray(layout, task.slide, key)
-        if array.receipt(task.chunk) is not None:
+        if not claims.enter_context(hold(array, task.chunk)):
+            if array.receipt(task.chunk) is None:
+                busy.append((key, spec))
             continue
         encoder = _encoder(spec, task.device)
         if encoder.weights != array.recipe.weights:
@@ -178,7 +190,7 @@ def _outputs(task: Task) -> list[_Output]:
             )
         values = np.empty((len(array.rows(task.chunk)), array.shape[1]), dtype=np.float32)
         outputs.append(_Output(array, encoder, values))
-    return outputs
+    return outputs, dataclasses.replace(task, jobs=tuple(busy)) if busy else None
 
 
 def _encoder(spec: EncoderSpec, device: str) -> Encoder:
@@ -191,8 +203,11 @@ def _encoder(spec: EncoderSpec, device: str) -> Encoder:
 
 
 def cores() -> int:
-    """Cores this process may use (a SLURM step or a container often has fewer than the machine)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: its affinity and its control group's quota, or less by ``SPARED_FM_CORES``."""
+    from dask.system import cpu_count
+
+    limit = os.environ.get("SPARED_FM_CORES")
+    return min(cpu_count(), int(limit)) if limit else cpu_count()
 
 
 def _device_name(device: str) -> str:

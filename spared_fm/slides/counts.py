@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from spared_fm.errors import InputError
+from spared_fm.slides.grid import DEFAULT_MIN_TISSUE, read_plain_slide
 from spared_fm.slides.h5ad import read_h5ad_slides
+from spared_fm.slides.images import WHOLE_SLIDE_SUFFIXES
 from spared_fm.slides.slide import SlideData
 from spared_fm.slides.spaceranger import find_outs, read_outs_slide
 
 __all__ = ["SlideData", "read_slides"]
+
+_IMAGE_SUFFIXES = WHOLE_SLIDE_SUFFIXES | {".tif", ".tiff", ".jpg", ".jpeg", ".png", ".btf"}
 
 
 def read_slides(
@@ -18,6 +23,9 @@ def read_slides(
     slide: str | None = None,
     image: str | Path | None = None,
     positions_in_tissue_only: bool = True,
+    spacing_um: float | None = None,
+    min_tissue: float = DEFAULT_MIN_TISSUE,
+    mpp: float | None = None,
 ) -> list[SlideData]:
     """Read every slide at `path`.
 
@@ -29,7 +37,9 @@ def read_slides(
         - a folder with ``counts.h5ad`` and ``image.*`` (scanpy's Visium convention in ``uns['spatial']``);
         - Space Ranger's ``outs/``, or the folder above it, of versions 1, 2 and 3;
         - an ``.h5ad`` with counts only: one slide, or several by ``obs['slide_id']``. It may lack
-          ``obsm['spatial']``; such a slide has no coordinates.
+          ``obsm['spatial']``; such a slide has no coordinates;
+        - an image, or a folder with an image and nothing else we know: spots are laid on its tissue, see
+          :func:`spared_fm.slides.grid.read_plain_slide`.
     slide
         The slide's id. Default: ``obs['slide_id']``, else the folder above ``outs/``, the folder of
         ``counts.h5ad``, or the file's stem. Where a file holds several slides: the one to read.
@@ -38,6 +48,11 @@ def read_slides(
         hires image, else its lowres image; else none.
     positions_in_tissue_only
         Drop Space Ranger's spots that are not under tissue.
+    spacing_um, min_tissue
+        Of an image without spots: distance of the grid's points, µm (by default a patch's side, 112), and the least share of
+        tissue in a patch.
+    mpp
+        µm per pixel of an image without spots, where it doesn't say.
 
     Returns
     -------
@@ -53,9 +68,12 @@ def read_slides(
     """
     path = Path(path)
     image = None if image is None else Path(image)
+    grid: dict[str, Any] = {"mpp": mpp, "spacing_um": spacing_um, "min_tissue": min_tissue}
     if path.is_file():
+        if path.suffix.lower() in _IMAGE_SUFFIXES:
+            return [read_plain_slide(path, slide or path.stem, **grid)]
         if path.suffix != ".h5ad":
-            raise InputError(f"{path}: not an .h5ad file: give an .h5ad, or a folder with one or with outs/")
+            raise InputError(f"{path}: not an .h5ad or an image: give one, or a folder with one or with outs/")
         return read_h5ad_slides(path, path.stem, slide, image)
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder: check the path")
@@ -65,9 +83,13 @@ def read_slides(
     outs = find_outs(path)
     if outs is not None:
         return [read_outs_slide(outs, slide, image, positions_in_tissue_only)]
+    images = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in _IMAGE_SUFFIXES)
+    if len(images) == 1:
+        return [read_plain_slide(images[0], slide or path.resolve().name, **grid)]
     raise InputError(
         f"{path}: no slide here: looked for counts.h5ad (with image.*), and for spatial/ beside "
-        "filtered_feature_bc_matrix.h5 or filtered_feature_bc_matrix/, in the folder and in its outs/"
+        "filtered_feature_bc_matrix.h5 or filtered_feature_bc_matrix/, in the folder and in its outs/, and for one image "
+        f"({len(images)} found; give the image itself where there are several)"
     )
 
 

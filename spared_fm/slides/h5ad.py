@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
+import h5py
 import numpy as np
 from scipy import sparse
 
@@ -13,6 +14,7 @@ from spared_fm.errors import InputError
 from spared_fm.slides import checks
 from spared_fm.slides.images import image_size
 from spared_fm.slides.mpp import mpp_candidates
+from spared_fm.slides.patchfiles import has_patches
 from spared_fm.slides.slide import READ_ERRORS, SlideData, array_positions, assemble, first_line
 
 if TYPE_CHECKING:
@@ -38,12 +40,13 @@ def read_h5ad_slides(
     slide
         The id to give to a file's one slide, or which of several to read.
     image
-        The image the coordinates are pixels of.
+        The image the coordinates are pixels of, or a file of patches (HEST's .h5). SpaRED's patches in the .h5ad itself
+        are used where there is no other image.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # duplicate names are checked below; old formats still read
-            adata = ad.read_h5ad(path)
+            adata = _read_without_patches(path)
     except READ_ERRORS as error:
         raise InputError(f"{path}: not a readable .h5ad ({first_line(error)}): copy it again") from error
     rows_by_id = _split(adata, path, slide or default_id)
@@ -56,10 +59,21 @@ def read_h5ad_slides(
         chosen = {slide: rows_by_id[slide]}
     else:
         raise InputError(f"{path}: no slide {slide!r} in slide_id: give one of {', '.join(rows_by_id)}")
-    if image is not None and len(chosen) > 1:
+    if image is not None and len(chosen) > 1 and not has_patches(image):
         raise InputError(f"{path}: {len(chosen)} slides for the one image {image}: pass the slide it shows")
     matrix, note = _pick_counts(adata)
     return [_one(adata, matrix, path, i, rows, image, several, note) for i, rows in chosen.items()]
+
+
+def _read_without_patches(path: Path) -> ad.AnnData:
+    """Read an .h5ad and leave SpaRED's patches on disk: they are some 150 kB per spot."""
+    with h5py.File(path, "r") as file:
+        skip = {key for key in file.get("obsm", ()) if key.startswith("patches_scale")}
+        if skip:
+            whole = {key: ad.io.read_elem(file[key]) for key in ("X", "obs", "var", "uns", "layers") if key in file}
+            obsm = {key: ad.io.read_elem(value) for key, value in file["obsm"].items() if key not in skip}
+            return ad.AnnData(**whole, obsm=obsm)
+    return ad.read_h5ad(path)
 
 
 def _split(adata: ad.AnnData, path: Path, default_id: str) -> dict[str, np.ndarray]:
@@ -93,7 +107,12 @@ def _one(
     xy = None
     if "spatial" in adata.obsm:
         xy = checks.check_coordinates(np.asarray(adata.obsm["spatial"])[rows], len(rows), barcodes, path)
-    if image is not None:
+    kind = "none" if image is None else "fullres"
+    if image is None and has_patches(path):
+        image = path  # SpaRED keeps patches beside the counts
+    if image is not None and has_patches(image):
+        kind = "patches"
+    elif image is not None:
         if xy is None:
             raise InputError(f"{path}: an image but no obsm['spatial']: add the spots' x, y in its pixels")
         checks.check_inside(xy, 1.0, image_size(image), image)
@@ -107,7 +126,7 @@ def _one(
         id=slide_id,
         adata=slide,
         image=image,
-        image_kind="none" if image is None else "fullres",
+        image_kind=kind,
         mpp_candidates=mpp_candidates(metadata, scalefactors, array_positions(obs, xy)),
         patient=_patient(obs, metadata, path, slide_id),
         scalefactors=scalefactors,

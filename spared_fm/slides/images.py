@@ -1,7 +1,7 @@
 """Open an image of tissue and read boxes of it as 8-bit RGB.
 
-Everything downstream sees one small protocol, :class:`ImageReader`; which library decodes the file is decided
-here from its first bytes, never from its name.
+Everything downstream sees one small protocol, :class:`ImageReader`. Which library decodes the file is decided here: a
+scanner's format, known by its name, goes to openslide if it agrees; anything else by its first bytes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ DEFAULT_MAX_PIXELS = 2_000_000_000
 PLAUSIBLE_MPP = (0.05, 20.0)
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG_MAGIC, _PNG_MAGIC = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+#: Scanners' formats, which openslide is asked about.
+WHOLE_SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".czi", ".svslide"})
 _BAND_PIXELS = 8_000_000  # rows are read in bands of about this many pixels, to bound memory
 
 
@@ -144,6 +146,14 @@ def plausible_mpp(value: float) -> float | None:
     return float(value) if low <= value <= high else None
 
 
+def level_downsample(top: tuple[int, int], size: tuple[int, int]) -> float:
+    """Level-0 pixels per pixel; a whole number where the sizes are that quotient rounded either way."""
+    ratio = (top[0] / size[0] + top[1] / size[1]) / 2
+    whole = max(1, round(ratio))
+    exact = all(t // whole <= s <= -(-t // whole) for t, s in zip(top, size, strict=True))
+    return float(whole) if exact else ratio
+
+
 def flatten_alpha(rgba: np.ndarray, *, premultiplied: bool = False) -> np.ndarray:
     """Lay RGBA over white, the colour of empty glass.
 
@@ -175,12 +185,13 @@ def to_uint8(values: np.ndarray, maximum: int) -> np.ndarray:
 
 
 def open_image(path: str | Path, *, max_pixels: int | None = None) -> ImageReader:
-    """Open a JPEG, PNG or TIFF.
+    """Open a JPEG, a PNG, a TIFF or a scanner's whole-slide image.
 
-    JPEG and PNG are decoded once, into memory. Tiled TIFFs are read by region, uncompressed contiguous ones
-    are mapped, other untiled ones are decoded once. Alpha is laid over white; grey becomes RGB; 16-bit values
-    are scaled to 8 bits over their full range. An EXIF orientation is not applied: spots are given in stored
-    pixels.
+    Scanners' formats (Hamamatsu .ndpi, MIRAX .mrxs, Leica .scn, Ventana .bif, Zeiss .czi …) are read with openslide;
+    Aperio's .svs is a tiled TIFF, which tifffile reads faster and without interpolating between levels. JPEG and PNG are
+    decoded once, into memory. Tiled TIFFs are read by region, uncompressed contiguous ones are mapped, other untiled
+    ones are decoded once. Alpha is laid over white; grey becomes RGB; 16-bit values are scaled to 8 bits over their full
+    range. An EXIF orientation is not applied: spots are given in stored pixels.
 
     Parameters
     ----------
@@ -202,10 +213,21 @@ def open_image(path: str | Path, *, max_pixels: int | None = None) -> ImageReade
     """
     path = Path(path)
     limit = _pixel_limit(max_pixels)
-    if _kind(path) == "tiff":
+    kind = _kind(path)
+    if kind == "openslide":
+        from spared_fm.slides.openslide import OpenSlideImage
+
+        return OpenSlideImage(path)
+    if kind in {"tiff", "aperio"}:
         from spared_fm.slides.tiff import TiffImage
 
-        return TiffImage(path, limit)
+        image = TiffImage(path, limit)
+        if kind == "tiff" or not image.sparse:
+            return image
+        image.close()  # openslide knows what belongs into the tiles that a scanner left out
+        from spared_fm.slides.openslide import OpenSlideImage
+
+        return OpenSlideImage(path)
     from spared_fm.slides.raster import RasterImage
 
     return RasterImage(path, limit)
@@ -220,7 +242,11 @@ def image_size(path: str | Path) -> tuple[int, int]:
         The file is missing, empty or not an image.
     """
     path = Path(path)
-    if _kind(path) == "tiff":
+    kind = _kind(path)
+    if kind == "openslide":
+        with open_image(path) as reader:
+            return reader.levels[0].width, reader.levels[0].height
+    if kind in {"tiff", "aperio"}:
         from spared_fm.slides.tiff import tiff_size
 
         return tiff_size(path)
@@ -307,10 +333,20 @@ def _kind(path: Path) -> str:
         raise InputError(f"{path}: the image can't be read ({reason}): check the path and its rights") from error
     if not head:
         raise InputError(f"{path}: the image is empty (0 bytes): copy it again")
+    if path.suffix.lower() in WHOLE_SLIDE_SUFFIXES:
+        from spared_fm.slides.openslide import scanner_format
+
+        vendor = scanner_format(path)
+        if vendor is not None:
+            return "aperio" if vendor == "aperio" else "openslide"
     if head[:4] in _TIFF_MAGIC:
         return "tiff"
     if head[:3] == _JPEG_MAGIC:
         return "jpeg"
     if head == _PNG_MAGIC:
         return "png"
+    if path.suffix.lower() in WHOLE_SLIDE_SUFFIXES:
+        raise InputError(
+            f"{path}: not a whole-slide image that openslide knows: copy it again, with the files beside it"
+        )
     raise InputError(f"{path}: not a JPEG, PNG or TIFF image: convert it, or copy it again if it is one")

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from spared_fm.errors import InputError
+from spared_fm.slides.resample import resize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from spared_fm.slides.images import ImageReader
 
-__all__ = ["PatchReader", "PatchSpec"]
+__all__ = ["PatchReader", "PatchSpec", "UnreadablePatchError", "check_upsample"]
 
 # half-width of each of Pillow's kernels, in source pixels when not shrinking
 _SUPPORT = {"nearest": 0.0, "box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
@@ -66,6 +66,54 @@ class PatchSpec:
         return self.um / self.px
 
 
+class UnreadablePatchError(InputError):
+    """The pixels of one patch can't be read; those of others may well be.
+
+    Parameters
+    ----------
+    reason
+        One line that names the file and the damage.
+    index
+        Position of the patch among those asked for; None where one was asked for.
+    """
+
+    def __init__(self, reason: str, index: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.index = index
+
+    def __reduce__(self) -> tuple[type, tuple[str, int | None]]:
+        return type(self), (self.reason, self.index)  # it crosses process borders with its index
+
+
+def check_upsample(slide: str, upsample: float, limit: float | None) -> None:
+    """Refuse a slide whose image is too coarse for the patches asked of it.
+
+    Parameters
+    ----------
+    slide
+        Slide id, for the message.
+    upsample
+        Source mpp ÷ patch mpp, :attr:`PatchReader.upsample`.
+    limit
+        The largest factor allowed, at least 1; None allows any.
+
+    Raises
+    ------
+    InputError
+        `upsample` is above `limit`, or `limit` has no meaning.
+    """
+    if limit is None:
+        return
+    if not (math.isfinite(limit) and limit >= 1):
+        raise InputError(f"--max-upsample {limit:g}: give a factor of at least 1")
+    if upsample > limit * (1 + _SAME):
+        raise InputError(
+            f"slide {slide}: its image is too coarse, patches would be enlarged {upsample:.2f}×, --max-upsample allows "
+            f"{limit:g}×: ingest a finer image (--image), or ask for fewer pixels per patch (--patch-px)"
+        )
+
+
 class PatchReader:
     """Cut patches from one image.
 
@@ -106,7 +154,7 @@ class PatchReader:
         self._to_level = scale / image.levels[self.level].downsample
         self._side = spec.um / self._level_mpp
         self._margin = _SUPPORT[spec.resample] * max(1.0, self._side / spec.px) + 1.0
-        self._filter = Image.Resampling[spec.resample.upper()]
+        self._window = math.ceil(self._side + 2 * self._margin) + 1  # the same wherever the patch lies
 
     @property
     def achieved_mpp(self) -> float:
@@ -118,13 +166,15 @@ class PatchReader:
         """Source mpp ÷ patch mpp: above 1 the patch shows the image enlarged, with no more detail."""
         return self._level_mpp / self.spec.mpp
 
-    def read(self, xy: np.ndarray | Iterable[tuple[float, float]]) -> np.ndarray:
+    def read(self, xy: np.ndarray | Iterable[tuple[float, float]], *, out: np.ndarray | None = None) -> np.ndarray:
         """Read the patches around many spots.
 
         Parameters
         ----------
         xy
             Float (n, 2): x and y of the centres, in the coordinates' frame.
+        out
+            uint8 (n, px, px, 3) to read into; by default a new array.
 
         Returns
         -------
@@ -133,42 +183,55 @@ class PatchReader:
 
         Raises
         ------
+        UnreadablePatchError
+            The image is damaged under a patch; its `index` is the first such row. Rows before it are read.
         InputError
-            A centre is not finite, or the image is damaged there.
+            A centre is not finite.
         """
         centres = np.asarray(xy, np.float64)
         if centres.ndim != 2 or centres.shape[1] != 2:
             raise ValueError(f"xy must have shape (n, 2), not {centres.shape}")
-        patches = np.empty((len(centres), self.spec.px, self.spec.px, 3), np.uint8)
-        for patch, (x, y) in zip(patches, centres, strict=True):
-            patch[:] = self.read_one(float(x), float(y))
+        shape = (len(centres), self.spec.px, self.spec.px, 3)
+        patches = np.empty(shape, np.uint8) if out is None else out
+        if patches.shape != shape or patches.dtype != np.uint8:
+            raise ValueError(f"out must be uint8 of shape {shape}, not {patches.dtype} of {patches.shape}")
+        for index, (x, y) in enumerate(centres.tolist()):
+            try:
+                self.read_one(x, y, out=patches[index])
+            except UnreadablePatchError as error:
+                raise UnreadablePatchError(error.reason, index) from error
         return patches
 
-    def read_one(self, x: float, y: float) -> np.ndarray:
+    def read_one(self, x: float, y: float, *, out: np.ndarray | None = None) -> np.ndarray:
         """Read the patch around one spot: uint8 (px, px, 3). See :meth:`read`."""
         if not (math.isfinite(x) and math.isfinite(y)):
             raise InputError(f"{self.image.path}: a spot at ({x}, {y}): give finite coordinates")
         level = self.image.levels[self.level]
-        left, columns = self._axis(x, level.width)
-        top, rows = self._axis(y, level.height)
-        source = self._gather(columns, rows)
-        box = (left, top, left + self._side, top + self._side)
-        patch = Image.fromarray(source).resize((self.spec.px, self.spec.px), self._filter, box=box)
-        return np.asarray(patch)
+        n = self._window
+        left, x0 = self._axis(x)
+        top, y0 = self._axis(y)
+        try:
+            if x0 >= 0 and y0 >= 0 and x0 + n <= level.width and y0 + n <= level.height:
+                source = self.image.read(self.level, x0, y0, n, n)
+            else:
+                columns, rows = (reflect(np.arange(n) + a, m) for a, m in ((x0, level.width), (y0, level.height)))
+                source = self._mirrored(columns, rows)
+        except InputError as error:
+            raise UnreadablePatchError(str(error)) from error
+        patch = np.empty((self.spec.px, self.spec.px, 3), np.uint8) if out is None else out
+        resize(source, left, top, self._side, patch, self.spec.resample)
+        return patch
 
-    def _axis(self, centre: float, size: int) -> tuple[float, np.ndarray]:
-        """Start of the window in the pixels read along one axis, and which pixels of the level those are."""
+    def _axis(self, centre: float) -> tuple[float, int]:
+        """Start of the patch in the window read along one axis, and the window's first pixel in the level."""
         start = (centre + 0.5) * self._to_level - self._side / 2
         first = math.floor(start - self._margin)
-        last = math.ceil(start + self._side + self._margin)
-        return start - first, reflect(np.arange(first, last), size)
+        return start - first, first
 
-    def _gather(self, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _mirrored(self, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
         x, y = int(columns.min()), int(rows.min())
         width, height = int(columns.max()) - x + 1, int(rows.max()) - y + 1
         box = self.image.read(self.level, x, y, width, height)
-        if width == len(columns) and height == len(rows) and columns[0] == x and rows[0] == y:
-            return np.ascontiguousarray(box)  # wholly inside: nothing to mirror
         return box[np.ix_(rows - y, columns - x)]
 
 

@@ -43,7 +43,8 @@ class SlideData:
     image_scale
         Level-0 pixels of `image` per coordinate pixel; 1.0 when the coordinates are pixels of it.
     image_kind
-        ``"fullres"``, ``"hires"``, ``"lowres"`` or ``"none"``.
+        ``"fullres"``, ``"hires"``, ``"lowres"``, ``"patches"`` (a file of patches cut before, see
+        :mod:`spared_fm.slides.patchfiles`) or ``"none"``.
     mpp_candidates
         µm per *coordinate* pixel by source (``metadata``, ``array``, ``spot``), for
         :func:`spared_fm.slides.mpp.resolve_mpp`.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import struct
 import threading
+import weakref
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +14,14 @@ import numpy as np
 from tifffile import COMPRESSION, PHOTOMETRIC, TIFF, TiffFile, TiffFileError, TiffPage
 
 from spared_fm.errors import InputError
-from spared_fm.slides.images import BaseReader, Level, check_pixels, flatten_alpha, to_uint8
+from spared_fm.slides.images import BaseReader, Level, check_pixels, flatten_alpha, level_downsample, to_uint8
 from spared_fm.slides.pixelsize import tiff_mpp
+from spared_fm.slides.tiles import DEFAULT_CACHE_BYTES, TileCache
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tifffile import TiffPageSeries
+    from tifffile import FileHandle, TiffPageSeries
 
 # what tifffile and the codecs raise for a damaged file (imagecodecs' errors are RuntimeErrors)
 _ERRORS = (
@@ -28,6 +31,8 @@ _ERRORS = (
 _BASELINE_JPEG = {COMPRESSION.JPEG, COMPRESSION.ALT_JPEG}
 _ANY_JPEG = _BASELINE_JPEG | {COMPRESSION.OJPEG, 34892}
 _EOI = b"\xff\xd9"
+_PREAD = hasattr(os, "pread")  # not on Windows, where threads take turns
+_seek_lock = threading.Lock()
 # tifffile logs what it also raises; without this, a user with no handler would see it twice on stderr
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
@@ -41,18 +46,23 @@ class TiffImage(BaseReader):
         The image file.
     max_pixels
         The most pixels to decode at once: one tile, or one untiled page that can't be mapped.
+    cache_bytes
+        The most bytes of decoded tiles to keep; neighbouring patches share tiles.
     """
 
-    def __init__(self, path: Path, max_pixels: int) -> None:
+    def __init__(self, path: Path, max_pixels: int, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self.path = path
         self._tiff: TiffFile | None = None
+        self._planes: list[list[_Plane]] = []
+        self._cache = TileCache(cache_bytes)
         try:
             self._tiff = TiffFile(path)
+            weakref.finalize(self, self._tiff.close)  # a reader that falls out of a worker's cache has no other end
+            _check_chain(self._tiff, path)
             series = _series(self._tiff, path)
-            lock = threading.Lock()
-            self._planes = [_planes(path, level, lock, max_pixels) for level in series.levels]
+            self._planes = [_planes(path, level, self._cache, max_pixels) for level in series.levels]
             sizes = [(planes[0].width, planes[0].height) for planes in self._planes]
-            self.levels = tuple(Level(w, h, _downsample(sizes[0], (w, h))) for w, h in sizes)
+            self.levels = tuple(Level(w, h, level_downsample(sizes[0], (w, h))) for w, h in sizes)
             self.mpp = tiff_mpp(self._tiff, series)
             self._read(0, 0, 0, 1, 1)  # refuse an unsupported codec or a damaged start here, not midway
         except _ERRORS as error:
@@ -60,6 +70,11 @@ class TiffImage(BaseReader):
             if isinstance(error, InputError):
                 raise
             raise _damaged(path, error) from error
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the file leaves tiles out."""
+        return any(0 in plane.page.databytecounts for planes in self._planes for plane in planes)
 
     def _read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         if self._tiff is None:
@@ -72,6 +87,7 @@ class TiffImage(BaseReader):
     def close(self) -> None:
         """Close the file and free decoded pages."""
         self._planes = []
+        self._cache.clear()
         if self._tiff is not None:
             self._tiff.close()
             self._tiff = None
@@ -81,6 +97,7 @@ def tiff_size(path: Path) -> tuple[int, int]:
     """Width and height of level 0, from the header."""
     try:
         with TiffFile(path) as tiff:
+            _check_chain(tiff, path)
             page = _series(tiff, path).levels[0].keyframe
             return int(page.imagewidth), int(page.imagelength)
     except InputError:
@@ -92,8 +109,8 @@ def tiff_size(path: Path) -> tuple[int, int]:
 class _Plane:
     """One page of a TIFF as raw samples, (height, width, samples)."""
 
-    def __init__(self, path: Path, page: TiffPage, lock: threading.Lock, max_pixels: int) -> None:
-        self.path, self.page, self._lock = path, page, lock
+    def __init__(self, path: Path, page: TiffPage, cache: TileCache, max_pixels: int) -> None:
+        self.path, self.page, self._cache = path, page, cache
         self._file = page.parent.filehandle  # a multi-file OME-TIFF keeps pages in other files
         self.width, self.height = int(page.imagewidth), int(page.imagelength)
         self.separate = int(page.shaped[0])  # samples stored one after the other (PlanarConfiguration 2)
@@ -140,20 +157,24 @@ class _Plane:
         """Decode the tiles or strips that touch the box and copy their parts of it."""
         seg_w, seg_h = self._segment_size
         per_plane = self.samples // self.separate
-        out = np.full((height, width, self.samples), self.page.nodata, self.page.dtype)
+        out = np.empty((height, width, self.samples), self.page.dtype)
         for plane in range(self.separate):
             channels = slice(plane * per_plane, (plane + 1) * per_plane)
             for row in range(y // seg_h, (y + height - 1) // seg_h + 1):
+                top = row * seg_h
+                y0, y1 = max(y, top), min(y + height, top + seg_h)
                 for col in range(x // seg_w, (x + width - 1) // seg_w + 1):
-                    segment = self._segment((plane * self._down + row) * self._across + col)
-                    if segment is None:
-                        continue
-                    left, top = col * seg_w, row * seg_h
-                    x0, y0 = max(x, left), max(y, top)
-                    x1, y1 = min(x + width, left + seg_w), min(y + height, top + seg_h)
-                    part = segment[y0 - top : y1 - top, x0 - left : x1 - left]
+                    left = col * seg_w
+                    x0, x1 = max(x, left), min(x + width, left + seg_w)
+                    segment = self._cached((plane * self._down + row) * self._across + col)
+                    part = self.page.nodata if segment is None else segment[y0 - top : y1 - top, x0 - left : x1 - left]
                     out[y0 - y : y1 - y, x0 - x : x1 - x, channels] = part
         return out
+
+    def _cached(self, index: int) -> np.ndarray | None:
+        if not self.page.is_tiled:
+            return self._segment(index)  # its page is kept whole
+        return self._cache.get((id(self), index), lambda: self._segment(index))
 
     def _segment(self, index: int) -> np.ndarray | None:
         """Decode one tile or strip; None where a sparse file stores nothing."""
@@ -161,9 +182,7 @@ class _Plane:
         if count == 0:
             return None
         try:
-            with self._lock:
-                self._file.seek(offset)
-                data = self._file.read(count)
+            data = _read_at(self._file, offset, count)
             # libjpeg fills what is missing with grey and says nothing
             if self.page.compression in _BASELINE_JPEG and _EOI not in data[-64:]:
                 raise ValueError("no end-of-image marker")
@@ -174,12 +193,51 @@ class _Plane:
         return pixels[0]
 
 
+def _read_at(file: FileHandle, offset: int, count: int) -> bytes:
+    """Read bytes without moving the file's position, so that threads need not take turns."""
+    if _PREAD:
+        data = os.pread(file.fileno(), count, offset)
+        while 0 < len(data) < count:  # a network file system may give less than asked
+            more = os.pread(file.fileno(), count - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+    else:
+        with _seek_lock:
+            file.seek(offset)
+            data = file.read(count)
+    if len(data) < count:
+        raise ValueError("the file ends before it")
+    return data
+
+
 def _interleave(normalized: np.ndarray) -> np.ndarray:
     """View tifffile's (separate, depth, height, width, contiguous) as (height, width, samples)."""
     separate, _, height, width, contiguous = normalized.shape
     if separate == 1:
         return normalized.reshape(height, width, contiguous)
     return np.moveaxis(normalized.reshape(separate, height, width), 0, 2)
+
+
+def _check_chain(tiff: TiffFile, path: Path) -> None:
+    """Refuse a file whose last pages are cut off: tifffile passes over them, and a pyramid would silently lose levels."""
+    file, form = tiff.filehandle, tiff.tiff
+    pages = [page.aspage() for page in tiff.pages]  # walks the chain as far as it goes
+    if not pages:
+        return
+    offset = int(pages[-1].offset)
+    file.seek(offset)
+    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    file.seek(offset + form.tagnosize + tags * form.tagsize)
+    (following,) = struct.unpack(form.offsetformat, file.read(form.offsetsize))
+    ends = [int(following), *(int(sub) for page in pages for sub in page.subifds or ())]
+    pages += [sub.aspage() for page in pages if page.subifds for sub in page.pages or ()]  # raises where one is torn
+    ends += [o + n for page in pages for o, n in zip(page.dataoffsets, page.databytecounts, strict=False)]
+    if following or max(ends) > file.size:
+        raise InputError(
+            f"{path}: the image is truncated ({file.size:,} bytes, something should be at {max(ends):,}): copy it again "
+            "from its source"
+        )
 
 
 def _series(tiff: TiffFile, path: Path) -> TiffPageSeries:
@@ -190,7 +248,7 @@ def _series(tiff: TiffFile, path: Path) -> TiffPageSeries:
     return max(series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
 
 
-def _planes(path: Path, level: TiffPageSeries, lock: threading.Lock, max_pixels: int) -> list[_Plane]:
+def _planes(path: Path, level: TiffPageSeries, cache: TileCache, max_pixels: int) -> list[_Plane]:
     pages = [page.aspage() for page in level.pages if page is not None]
     first = pages[0]
     # one page, or red, green and blue as a page each
@@ -209,7 +267,7 @@ def _planes(path: Path, level: TiffPageSeries, lock: threading.Lock, max_pixels:
         raise InputError(f"{path}: colours stored as {name}: convert the image to RGB")
     if samples not in {1, 3} and not (samples in {2, 4} and len(first.extrasamples) == 1):
         raise InputError(f"{path}: {samples} samples per pixel: convert the image to RGB or grey")
-    return [_Plane(path, page, lock, max_pixels) for page in pages]
+    return [_Plane(path, page, cache, max_pixels) for page in pages]
 
 
 def _rgb(block: np.ndarray, page: TiffPage) -> np.ndarray:
@@ -226,14 +284,6 @@ def _rgb(block: np.ndarray, page: TiffPage) -> np.ndarray:
         rgba = np.concatenate([rgb, block[..., -1:]], axis=2)
         return flatten_alpha(rgba, premultiplied=page.extrasamples[0] == 1)
     return rgb
-
-
-def _downsample(top: tuple[int, int], size: tuple[int, int]) -> float:
-    """Level-0 pixels per pixel; a whole number where the sizes are that quotient rounded either way."""
-    ratio = (top[0] / size[0] + top[1] / size[1]) / 2
-    whole = max(1, round(ratio))
-    exact = all(t // whole <= s <= -(-t // whole) for t, s in zip(top, size, strict=True))
-    return float(whole) if exact else ratio
 
 
 def _damaged(path: Path, error: Exception, where: str = "") -> InputError:

@@ -33,7 +33,7 @@ class TileCache:
     def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self.max_bytes = max_bytes
         self._bytes = 0
-        self._tiles: OrderedDict[Hashable, np.ndarray | None] = OrderedDict()
+        self._tiles: OrderedDict[Hashable, np.ndarray] = OrderedDict()
         self._pending: dict[Hashable, Future[np.ndarray | None]] = {}
         self._lock = threading.Lock()
 
@@ -70,17 +70,12 @@ class TileCache:
         try:
             tile = decode()
         except BaseException as error:
-            with self._lock:
-                self._pending.pop(key, None)
+            self._settle(key, mine, None)
             mine.set_exception(error)
             raise
         if tile is not None:
             tile.flags.writeable = False
-        with self._lock:
-            # after a clear() this thread's entry is gone: the tile is returned but not kept
-            if self._pending.get(key) is mine:
-                del self._pending[key]
-                self._keep(key, tile)
+        self._settle(key, mine, tile)
         mine.set_result(tile)
         return tile
 
@@ -91,12 +86,15 @@ class TileCache:
             self._pending.clear()
             self._bytes = 0
 
-    def _keep(self, key: Hashable, tile: np.ndarray | None) -> None:
-        size = 0 if tile is None else tile.nbytes
-        if size > self.max_bytes:
-            return
-        self._tiles[key] = tile
-        self._bytes += size
-        while self._bytes > self.max_bytes:
-            _, oldest = self._tiles.popitem(last=False)
-            self._bytes -= 0 if oldest is None else oldest.nbytes
+    def _settle(self, key: Hashable, mine: Future[np.ndarray | None], tile: np.ndarray | None) -> None:
+        with self._lock:
+            if self._pending.get(key) is not mine:
+                return  # clear() came between
+            del self._pending[key]
+            if tile is None or tile.nbytes > self.max_bytes:
+                return
+            self._tiles[key] = tile
+            self._bytes += tile.nbytes
+            while self._bytes > self.max_bytes:
+                _, oldest = self._tiles.popitem(last=False)
+                self._bytes -= oldest.nbytes

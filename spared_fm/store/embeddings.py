@@ -19,14 +19,17 @@ from zarr.storage import MemoryStore
 
 from spared_fm.errors import InputError
 from spared_fm.store import recipe as recipes
+from spared_fm.store.grid import CHUNK_ROWS, PROFILES, array_metadata
 from spared_fm.store.layout import FORMAT, Layout
 from spared_fm.store.mapped import MappedRows
 from spared_fm.store.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
-CHUNK_ROWS = 1024
+_MEND = "`spared-fm verify --repair` computes it again"
+__all__ = ["CHUNK_ROWS", "PROFILES", "EmbeddingArray", "IncompleteError", "slide_record"]
 
 
 class IncompleteError(InputError):
@@ -47,7 +50,8 @@ class EmbeddingArray:
     dtype
         Stored dtype, little-endian.
     chunk_rows
-        Rows per chunk; chunk ``k`` holds rows ``[k · chunk_rows, (k + 1) · chunk_rows)``.
+        Rows per chunk; chunk ``k`` holds rows ``[k · chunk_rows, (k + 1) · chunk_rows)``. A chunk is what one task writes, as one
+        object, with one receipt (zarr's shard, in the cloud profile).
     attributes
         What the planner wrote: recipe, recipe_id, embedding_id, batch_size, threads …
     """
@@ -71,6 +75,7 @@ class EmbeddingArray:
         self._raw = [codec["name"] for codec in metadata["codecs"]] == ["bytes"]
         self._receipts: dict[int, dict[str, Any]] = {}
         self._mapped: MappedRows | None = None
+        self._array: zarr.Array | None = None
 
     # -- planning ------------------------------------------------------------------------------------------------------
 
@@ -83,7 +88,8 @@ class EmbeddingArray:
         *,
         recipe: Recipe,
         dim: int,
-        chunk_rows: int = CHUNK_ROWS,
+        chunk_rows: int | None = None,
+        profile: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> EmbeddingArray:
         """Create the array full of NaN, or open the one that is there when it is the same embedding.
@@ -99,7 +105,10 @@ class EmbeddingArray:
         dim
             Length of one vector.
         chunk_rows
-            Rows per chunk; lowered to the number of spots.
+            Rows per chunk, by default the profile's; lowered to what the spots fill.
+        profile
+            ``local`` (raw rows that can be mapped) or ``cloud`` (zstd, sharded), see :mod:`spared_fm.store.grid`; by default what
+            fits the store's place.
         settings
             Fixed for the array's life and read by every worker: batch size, threads …
 
@@ -124,7 +133,8 @@ class EmbeddingArray:
                     "embedding_id": expected,
                 },
             }
-            metadata = _array_metadata((n_spots, dim), min(chunk_rows, n_spots), recipe.store_dtype, attributes)
+            profile = profile or ("local" if layout.is_local else "cloud")
+            metadata = array_metadata((n_spots, dim), chunk_rows, recipe.store_dtype, profile, attributes)
             layout.files.put_if_absent(f"{node}/zarr.json", metadata)
         array = cls(layout, slide, key)
         if array.attributes["recipe_id"] != recipe.id:
@@ -273,10 +283,10 @@ class EmbeddingArray:
         self._require({int(k) for k in np.unique(wanted // self.chunk_rows)})
         if self._raw:
             return self._map().gather(wanted)
-        return np.asarray(zarr.open_array(self.layout.files.path(self.node), mode="r").oindex[wanted])
+        return self._through_zarr(wanted)
 
     def blocks(self) -> Iterator[tuple[range, np.ndarray]]:
-        """Yield (rows, values) chunk by chunk; local uncompressed chunks are mapped, not copied."""
+        """Yield (rows, values) chunk by chunk; uncompressed chunks are mapped, not copied."""
         self._require(set(range(self.n_chunks)))
         for k in range(self.n_chunks):
             rows = self.rows(k)
@@ -300,8 +310,25 @@ class EmbeddingArray:
 
     def _map(self) -> MappedRows:
         if self._mapped is None:
-            self._mapped = MappedRows(self.layout.files.path(self.node), self.shape, self.chunk_rows, self.dtype)
+            self._mapped = MappedRows(self._chunk_file, self.shape, self.chunk_rows, self.dtype)
         return self._mapped
+
+    def _chunk_file(self, k: int) -> Path:
+        return self.layout.files.local_file(f"{self.node}/c/{k}/0", (self.receipt(k) or {}).get("crc32c", ""))
+
+    def _through_zarr(self, wanted: np.ndarray) -> np.ndarray:
+        if self._array is None:
+            self._array = zarr.open_array(self.layout.zarr_store(self.node), mode="r", zarr_format=3)
+        try:
+            values = np.asarray(self._array.oindex[wanted])
+        except (RuntimeError, ValueError) as error:  # a checksum or a codec of zarr's
+            raise InputError(f"slide {self.slide}: a chunk of {self.key!r} is damaged ({error}); {_MEND}") from error
+        # zarr gives NaN for an object that is gone; ours is NaN only where the receipt says so
+        for position in np.flatnonzero(np.isnan(values).any(axis=1)):
+            k = int(wanted[position] // self.chunk_rows)
+            if str(wanted[position]) not in (self.receipt(k) or {}).get("absent", {}):
+                raise InputError(f"slide {self.slide}: chunk {k} of {self.key!r} is gone or damaged; {_MEND}")
+        return values
 
 
 def slide_record(layout: Layout, slide: str) -> dict[str, Any]:
@@ -311,25 +338,6 @@ def slide_record(layout: Layout, slide: str) -> dict[str, Any]:
         known = ", ".join(layout.slides()[:8]) or "none"
         raise InputError(f"{layout.root}: no slide {slide!r} in the store (slides: {known})")
     return record
-
-
-def _array_metadata(shape: tuple[int, int], chunk_rows: int, dtype: str, attributes: dict[str, Any]) -> bytes:
-    memory = MemoryStore()
-    zarr.create_array(
-        memory,
-        shape=shape,
-        chunks=(chunk_rows, shape[1]),
-        dtype=dtype,
-        fill_value=np.nan,
-        compressors=None,
-        filters=None,
-        attributes=attributes,
-        zarr_format=3,
-    )
-    buffer = sync(memory.get("zarr.json", default_buffer_prototype()))
-    if buffer is None:
-        raise RuntimeError("zarr wrote no metadata")
-    return buffer.to_bytes()
 
 
 def _differences(old: Recipe, new: Recipe) -> str:

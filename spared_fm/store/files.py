@@ -11,12 +11,74 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    from zarr.abc.store import Store
+
+    from spared_fm.store.objects import StoreUrl
 
 STAGING = ".staging"
+COMMIT = "zarr.json"
+"""The file of a node that makes it a node: where folders can't be renamed it is written last and removed first."""
+
+
+class Files(Protocol):
+    """What a store needs of the place it lies in: :class:`LocalFiles`, or ``ObjectFiles`` for an object store."""
+
+    @property
+    def root(self) -> Path | StoreUrl:
+        """The store's folder or URL."""
+
+    def read(self, key: str) -> bytes:
+        """Content of ``key``; raises ``FileNotFoundError`` when absent."""
+
+    def exists(self, key: str) -> bool:
+        """Whether a file named ``key``, or anything below it, exists."""
+
+    def list(self, key: str) -> list[str]:
+        """Names directly under folder ``key``, sorted; empty when there is no such folder."""
+
+    def replace(self, key: str, data: bytes) -> None:
+        """Write ``data`` under ``key`` atomically and durably."""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write ``data`` under ``key`` unless something is there already; True when this call created it."""
+
+    def remove(self, key: str) -> None:
+        """Delete the file or folder ``key``; nothing happens when it is absent."""
+
+    def staging_folder(self) -> AbstractContextManager[Path]:
+        """Give a fresh local folder; what is left in it is deleted at the end."""
+
+    def publish(self, staged: Path, key: str, *, last: str = COMMIT) -> None:
+        """Make a staged local folder appear as ``key``, whole or not at all; raises ``OSError`` when ``key`` is taken."""
+
+    def local_folder(self, key: str) -> AbstractContextManager[Path]:
+        """Give a local folder with the files of folder ``key``, to read only."""
+
+    def local_file(self, key: str, crc32c: str) -> Path:
+        """Local path of a file with ``key``'s content, whose checksum a receipt gives as 8 hex digits."""
+
+    def zarr_store(self, key: str) -> Store:
+        """Read-only zarr store of the node ``key``; :func:`anndata.read_zarr` takes it too."""
+
+
+def files_for(root: str | Path | StoreUrl) -> Files:
+    """Pick what a store at ``root`` needs: a folder, or a URL of an object store.
+
+    Raises
+    ------
+    InputError
+        The URL's kind is not supported, or its library is not installed.
+    """
+    from spared_fm.store.objects import ObjectFiles, url_of
+
+    url = url_of(root)
+    return ObjectFiles(url) if url else LocalFiles(Path(str(root)).absolute())
 
 
 class LocalFiles:
@@ -93,6 +155,25 @@ class LocalFiles:
         sync_tree(staged)
         os.rename(staged, target)
         _fsync_folder(target.parent)
+
+    def publish(self, staged: Path, key: str, *, last: str = COMMIT) -> None:
+        """:meth:`rename_folder`; ``last`` plays no part where a folder is renamed in one step."""
+        self.rename_folder(staged, key)
+
+    @contextlib.contextmanager
+    def local_folder(self, key: str) -> Iterator[Path]:
+        """Give the folder ``key`` itself."""
+        yield self.path(key)
+
+    def local_file(self, key: str, crc32c: str) -> Path:
+        """Give the file itself, unchecked: ``verify`` does that."""
+        return self.path(key)
+
+    def zarr_store(self, key: str) -> Store:
+        """Read-only zarr store of the node ``key``."""
+        from zarr.storage import LocalStore
+
+        return LocalStore(self.path(key), read_only=True)
 
     @contextlib.contextmanager
     def staging_folder(self) -> Iterator[Path]:

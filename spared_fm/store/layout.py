@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spared_fm.errors import InputError
-from spared_fm.store.files import LocalFiles
+from spared_fm.store.files import STAGING, files_for
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+    from spared_fm.store.objects import StoreUrl
 
 FORMAT = "spared-fm"
 FORMAT_VERSION = 1
@@ -50,15 +55,27 @@ class Layout:
     Parameters
     ----------
     root
-        The store's folder.
+        The store's folder, or its URL (``s3://bucket/store``, ``memory://store``).
+
+    Attributes
+    ----------
+    root
+        Absolute path, or URL: joins with ``/`` and prints; ``str(root)`` opens the same store again.
+    files
+        The primitives of the place the store lies in.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).absolute()
-        self.files = LocalFiles(self.root)
+    def __init__(self, root: str | Path | StoreUrl) -> None:
+        self.files = files_for(root)
+        self.root = self.files.root
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is a folder of this machine's file systems, not an object store."""
+        return isinstance(self.root, Path)
 
     @classmethod
-    def open(cls, root: str | Path) -> Layout:
+    def open(cls, root: str | Path | StoreUrl) -> Layout:
         """Open an existing store.
 
         Raises
@@ -71,7 +88,8 @@ class Layout:
             marker = json.loads(layout.files.read(f"{DATA}/zarr.json"))["attributes"][FORMAT]
             version = int(marker["format_version"])
         except FileNotFoundError:
-            raise InputError(f"{root}: no store here; `spared-fm ingest … --store {root}` makes one") from None
+            shown = root if layout.is_local else layout.root
+            raise InputError(f"{shown}: no store here; `spared-fm ingest … --store {shown}` makes one") from None
         except (NotADirectoryError, ValueError, KeyError, TypeError):
             raise InputError(
                 f"{root}: {DATA}/zarr.json is not that of a spared-fm store; point --store elsewhere"
@@ -83,7 +101,7 @@ class Layout:
         return layout
 
     @classmethod
-    def create(cls, root: str | Path) -> Layout:
+    def create(cls, root: str | Path | StoreUrl) -> Layout:
         """Open the store at ``root``, making an empty one where there is nothing.
 
         Raises
@@ -94,9 +112,9 @@ class Layout:
         layout = cls(root)
         if layout.files.exists(f"{DATA}/zarr.json"):
             return cls.open(root)
-        if layout.root.exists() and not layout.root.is_dir():
+        if isinstance(layout.root, Path) and layout.root.exists() and not layout.root.is_dir():
             raise InputError(f"{root}: is a file, not a store; name a folder")
-        if layout.root.is_dir() and set(layout.files.list("")) - {".staging", DATA}:
+        if set(layout.files.list("")) - {STAGING, DATA}:
             raise InputError(f"{root}: is a folder with other things in it, not a store; name a new or an empty folder")
         attributes = {FORMAT: {"format_version": FORMAT_VERSION}}
         root_group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
@@ -121,6 +139,10 @@ class Layout:
     def head(self, cohort: str, run: str) -> str:
         """Key of a fitted head's folder."""
         return f"heads/{cohort}/{run}"
+
+    def zarr_store(self, node: str) -> Store:
+        """Read-only zarr store of a node, for zarr and for plain ``anndata.read_zarr``."""
+        return self.files.zarr_store(node)
 
     def attributes(self, node: str) -> dict[str, Any] | None:
         """Our attributes of a zarr node, or None when it is absent or not one of ours."""

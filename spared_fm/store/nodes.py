@@ -1,4 +1,4 @@
-"""Slide and cohort nodes: AnnData elements, staged beside the store and renamed into place."""
+"""Slide and cohort nodes: AnnData elements, staged on local disk and published whole."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_node(layout: Layout, key: str, adata: ad.AnnData, attributes: dict[str
     InputError
         The node exists already.
     """
-    if layout.files.exists(key):
+    if layout.files.exists(f"{key}/zarr.json"):
         raise InputError(f"{layout.root / key} exists already")
     shell = ad.AnnData(X=adata.X, obs=adata.obs, var=adata.var, uns=adata.uns, obsp=adata.obsp, varm=adata.varm)
     with layout.files.staging_folder() as staging, zarr_v3():
@@ -59,15 +59,15 @@ def write_node(layout: Layout, key: str, adata: ad.AnnData, attributes: dict[str
                 ad.io.write_elem(group[name], item, value, dataset_kwargs=_chunks(value))
         group.attrs[FORMAT] = attributes
         try:
-            layout.files.rename_folder(staging / "node", key)
+            layout.files.publish(staging / "node", key)
         except OSError as error:
-            if layout.files.exists(key):
+            if layout.files.exists(f"{key}/zarr.json"):
                 raise InputError(f"{layout.root / key} was written by another process meanwhile") from error
             raise
 
 
 def write_layer(layout: Layout, cohort: str, name: str, values: np.ndarray, record: dict[str, Any]) -> None:
-    """Add or replace a dense layer of a cohort: staged, renamed, then registered in the cohort's attributes.
+    """Add or replace a dense layer of a cohort: staged, published, then registered in the cohort's attributes.
 
     Parameters
     ----------
@@ -89,23 +89,23 @@ def write_layer(layout: Layout, cohort: str, name: str, values: np.ndarray, reco
         parent = zarr.open_group(staging, mode="w", zarr_format=3)
         ad.io.write_elem(parent, name, values, dataset_kwargs=_chunks(values))
         if layout.files.exists(key):
-            # Unregister first: between removal and rename readers must not be offered a layer that is not there.
-            attributes["layers"].pop(name, None)
-            layout.set_attributes(node, attributes)
+            # Unregister first: between removal and publishing readers must not be offered a layer that is not there.
+            if attributes.get("layers", {}).pop(name, None) is not None:
+                layout.set_attributes(node, attributes)
             layout.files.remove(key)
-        layout.files.rename_folder(staging / name, key)
+        layout.files.publish(staging / name, key)
     attributes.setdefault("layers", {})[name] = record
     layout.set_attributes(node, attributes)
 
 
 def read_node(layout: Layout, key: str) -> ad.AnnData:
     """Read a whole node with plain anndata."""
-    return ad.read_zarr(layout.files.path(key))
+    return ad.read_zarr(zarr.open_group(layout.zarr_store(key), mode="r", zarr_format=3))
 
 
 def read_elem(layout: Layout, key: str) -> Any:
     """Read one element below a node (``…/obs``, ``…/layers/counts``)."""
-    return ad.io.read_elem(zarr.open(layout.files.path(key), mode="r"))
+    return ad.io.read_elem(zarr.open(layout.zarr_store(key), mode="r", zarr_format=3))
 
 
 def _chunks(value: Any) -> dict[str, Any]:

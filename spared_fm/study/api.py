@@ -71,11 +71,23 @@ class Study:
 
         return ingest(self.layout, path, **options)
 
+    def ingest_table(self, table: str | Path, **options: Any) -> list[dict[str, Any]]:
+        """Add the slides a CSV lists; see :func:`spared_fm.study.table.ingest_table`."""
+        from spared_fm.study.table import ingest_table
+
+        return ingest_table(self.layout, table, **options)
+
     def encode(self, encoders: str | Sequence[str], **options: Any) -> list[dict[str, Any]]:
         """Encode slides; see :func:`spared_fm.study.encode.encode`."""
         from spared_fm.study.encode import encode
 
         return encode(self.layout, encoders, **options)
+
+    def forecast(self, encoders: str | Sequence[str], **options: Any) -> list[dict[str, Any]]:
+        """Say what encoding would do; see :func:`spared_fm.study.forecast.forecast`."""
+        from spared_fm.study.forecast import forecast
+
+        return forecast(self.layout, encoders, **options)
 
     def cohort(self, name: str, **options: Any) -> dict[str, Any]:
         """Make a cohort; see :func:`spared_fm.study.cohort.cohort`."""
@@ -130,3 +142,33 @@ class Study:
         from spared_fm.study.info import info
 
         return info(self.layout)
+
+    def verify(self, **options: Any) -> list[dict[str, Any]]:
+        """Check what is stored, and mend it; see :func:`spared_fm.study.verify.verify`."""
+        from spared_fm.study.verify import verify
+
+        return verify(self.layout, **options)
+
+    def rm(self, **options: Any) -> list[dict[str, Any]]:
+        """Remove things; see :func:`spared_fm.study.rm.rm`."""
+        from spared_fm.study.rm import rm
+
+        return rm(self.layout, **options)
+
+    def gc(self, **options: Any) -> list[dict[str, Any]]:
+        """Delete leftovers; see :func:`spared_fm.study.gc.gc`."""
+        from spared_fm.study.gc import gc
+
+        return gc(self.layout, **options)
+
+    def merge(self, other: str | Path, **options: Any) -> list[dict[str, Any]]:
+        """Copy what another store has; see :func:`spared_fm.study.merge.merge`."""
+        from spared_fm.study.merge import merge
+
+        return merge(self.layout, Layout.open(other), **options)
+
+    def relink(self, folder: str | Path, **options: Any) -> list[dict[str, Any]]:
+        """Find moved images; see :func:`spared_fm.study.relink.relink`."""
+        from spared_fm.study.relink import relink
+
+        return relink(self.layout, folder, **options)

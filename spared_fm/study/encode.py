@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ def encode(
     batch_size: int = 32,
     threads: int = 1,
     store_dtype: str = "float16",
+    max_upsample: float | None = None,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Encode slides once with each encoder, reading each patch once; finished chunks are never computed again.
@@ -63,6 +65,8 @@ def encode(
         Fixed in new arrays for their life; ``threads`` is inside one forward pass, and batches run side by side on all cores.
     store_dtype
         ``float16`` (default; changed to ``float32`` on overflow) or ``float32``.
+    max_upsample
+        Refuse slides whose patches would be enlarged by more than this factor; by default more than 2 is warned of.
     progress
         Show a bar with patches/s.
 
@@ -94,9 +98,11 @@ def encode(
     from spared_fm.extract.run import run
     from spared_fm.extract.task import EmbeddingOverflowError, cores, keep
 
-    built = [build(spec, device=device) for spec in specs]
-    for encoder in built:
-        keep(encoder)
+    # A login node has no GPU: there the encoder is built for its recipe only, and the cluster's workers use the device.
+    built = [dataclasses.replace(build(spec, device="cpu" if scheduler else device), device=device) for spec in specs]
+    if not scheduler and not workers:
+        for encoder in built:
+            keep(encoder)
     dtypes = [store_dtype] * len(built)
     overflows: list[str] = []
     while True:
@@ -111,6 +117,7 @@ def encode(
             threads=threads,
             streams=max(1, cores() // threads // workers) if workers else 0,
             store_dtypes=dtypes,
+            max_upsample=max_upsample,
         )
         try:
             with bar(f"encode {', '.join(plan.keys)}", plan.patches, "patches", show=progress) as advance:

@@ -174,7 +174,7 @@ def fit(
     InputError
         As for :func:`benchmark`; or the run exists.
     """
-    from spared_fm.heads.io import save
+    from spared_fm.heads.io import CARD, save
     from spared_fm.store.layout import check_name
 
     record = cohort_record(layout, cohort)
@@ -193,14 +193,16 @@ def fit(
         "train_slides": [slide for slide, part in record["split"].items() if part == "train"],
         "scores": found.rows,
     }
-    folder = layout.files.path(layout.head(cohort, run))
-    if folder.exists():
-        raise InputError(f"{folder} exists already; give --name for another run, or delete it to fit again")
-    save(found.head, folder, card)
+    node = layout.head(cohort, run)
+    if layout.files.exists(f"{node}/{CARD}"):
+        raise InputError(f"{layout.root / node} exists already; give --name for another run, or delete it to fit again")
+    with layout.files.staging_folder() as staging:
+        save(found.head, staging / run, card)
+        layout.files.publish(staging / run, node, last=CARD)
     return {
         "cohort": cohort,
         "run": run,
-        "path": str(folder),
+        "path": str(layout.root / node),
         "encoder": key,
         "target": target_layer,
         "head": head,
@@ -236,9 +238,13 @@ def predict(
     """
     import anndata
 
-    from spared_fm.heads.io import load
+    from spared_fm.heads.io import CARD, load
 
-    head, card = load(layout.files.path(layout.head(cohort, run)))
+    node = layout.head(cohort, run)
+    if not layout.files.exists(f"{node}/{CARD}"):
+        raise InputError(f"{layout.root / node} is not a saved head; `spared-fm fit` makes one")
+    with layout.files.local_folder(node) as folder:
+        head, card = load(folder)
     key = card["encoder"]
     chosen = choose_slides(layout, slides)
     if slides is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spared_fm.store.embeddings import EmbeddingArray, slide_record
+from spared_fm.study.usage import entries, total
 
 if TYPE_CHECKING:
     from spared_fm.store.layout import Layout
@@ -22,11 +23,13 @@ def info(layout: Layout) -> dict[str, Any]:
     -------
     dict
         store; slides: rows with slide, patient, split, spots, genes, image, mpp, embeddings (key → finished and planned
-        chunks); cohorts: rows with cohort, genes, split, layers, heads.
+        chunks, bytes), bytes (of the slide without its embeddings); cohorts: rows with cohort, genes, split, layers, heads,
+        bytes (heads included); bytes: disk use by part (slides, embeddings, cohorts, heads, indexes, other) and ``total``.
     """
     slides = []
     for slide in layout.slides():
         record = slide_record(layout, slide)
+        sizes = _sizes(layout, slide)
         arrays = {key: EmbeddingArray(layout, slide, key) for key in layout.embeddings(slide)}
         slides.append(
             {
@@ -38,9 +41,15 @@ def info(layout: Layout) -> dict[str, Any]:
                 "image": record["image"] and record["image"]["kind"],
                 "mpp": record["mpp"],
                 "embeddings": {
-                    key: {"dim": a.shape[1], "chunks": a.n_chunks, "finished": a.n_chunks - len(a.missing())}
+                    key: {
+                        "dim": a.shape[1],
+                        "chunks": a.n_chunks,
+                        "finished": a.n_chunks - len(a.missing()),
+                        "bytes": sizes.get(key, 0),
+                    }
                     for key, a in arrays.items()
                 },
+                "bytes": sum(size for key, size in sizes.items() if key not in arrays),
             }
         )
     cohorts = []
@@ -53,6 +62,26 @@ def info(layout: Layout) -> dict[str, Any]:
                 "split": record["split"],
                 "layers": sorted(record["layers"]),
                 "heads": layout.files.list(f"heads/{cohort}"),
+                "bytes": total(layout, layout.cohort(cohort)) + total(layout, f"heads/{cohort}"),
             }
         )
-    return {"store": str(layout.root), "slides": slides, "cohorts": cohorts}
+    use = {
+        "slides": sum(row["bytes"] for row in slides),
+        "embeddings": sum(array["bytes"] for row in slides for array in row["embeddings"].values()),
+        **{name: total(layout, name) for name in ("heads", "indexes")},
+        "cohorts": sum(total(layout, layout.cohort(cohort)) for cohort in layout.cohorts()),
+    }
+    whole = total(layout, "")
+    use |= {"other": whole - sum(use.values()), "total": whole}
+    return {"store": str(layout.root), "slides": slides, "cohorts": cohorts, "bytes": use}
+
+
+def _sizes(layout: Layout, slide: str) -> dict[str, int]:
+    """Bytes by name in the slide's ``obsm``; what lies elsewhere in the slide is under the empty name."""
+    node = layout.slide(slide)
+    sizes: dict[str, int] = {}
+    for entry in entries(layout, node):
+        parts = entry.key.removeprefix(f"{node}/").split("/")
+        name = parts[1] if parts[0] == "obsm" and len(parts) > 2 else ""
+        sizes[name] = sizes.get(name, 0) + entry.bytes
+    return sizes

@@ -11,8 +11,10 @@ import scipy.sparse as sp
 from spared_fm.errors import InputError
 from spared_fm.slides.counts import SlideData, read_slides
 from spared_fm.slides.fingerprint import fingerprint
+from spared_fm.slides.grid import DEFAULT_MIN_TISSUE
 from spared_fm.slides.images import open_image, thumbnail
 from spared_fm.slides.mpp import resolve_mpp
+from spared_fm.slides.patchfiles import HEST_MPP, PatchFile, open_patches, spared_window
 from spared_fm.store.embeddings import slide_record
 from spared_fm.store.layout import check_name
 from spared_fm.store.nodes import write_node
@@ -39,6 +41,8 @@ def ingest(
     split: str | None = None,
     mpp: float | None = None,
     image: str | Path | None = None,
+    spacing_um: float | None = None,
+    min_tissue: float = DEFAULT_MIN_TISSUE,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Read the slides at ``path`` and write each as a node of the store.
@@ -48,7 +52,8 @@ def ingest(
     layout
         The store.
     path
-        Folder with ``counts.h5ad`` and ``image.*``, a Space Ranger ``outs/`` (or its parent), or a counts-only ``.h5ad``.
+        Folder with ``counts.h5ad`` and ``image.*``, a Space Ranger ``outs/`` (or its parent), a counts-only ``.h5ad``, an
+        ``.h5ad`` of SpaRED's with its patches, or an image without spots.
     slide
         Slide id, for a path that holds one slide; by default from the path (DESIGN §1).
     patient, split
@@ -56,7 +61,10 @@ def ingest(
     mpp
         Microns per full-resolution pixel; overrides every other source.
     image
-        Full-resolution image to use instead of what lies beside the counts.
+        Full-resolution image to use instead of what lies beside the counts, or HEST's ``.h5`` of patches.
+    spacing_um, min_tissue
+        Of an image without spots: distance of the grid's points, µm (by default 112, so that patches touch), and the least
+        share of tissue in a patch.
     progress
         Show a bar.
 
@@ -73,7 +81,7 @@ def ingest(
     """
     if split is not None and split not in SPLITS:
         raise InputError(f"--split {split!r} is not one of {', '.join(SPLITS)}")
-    found = read_slides(path, slide=slide, image=image)
+    found = read_slides(path, slide=slide, image=image, spacing_um=spacing_um, min_tissue=min_tissue, mpp=mpp)
     return [
         _ingest_one(layout, data, patient, split, mpp)
         for data in track(found, "ingest", len(found), "slides", show=progress)
@@ -131,7 +139,10 @@ def _prepare(
     scalefactors = {name: float(value) for name, value in data.scalefactors.items()}
     warnings = list(data.warnings)
     candidates = dict(data.mpp_candidates)
-    if data.image is not None:
+    if data.image is not None and data.image_kind == "patches":
+        with open_patches(data.image, data.id) as patches:
+            _describe_patches(record, data, patches, mpp, warnings)
+    elif data.image is not None:
         with open_image(data.image) as reader:
             if reader.mpp is not None:
                 candidates["image"] = reader.mpp * data.image_scale  # µm per coordinate pixel
@@ -163,6 +174,41 @@ def _prepare(
     }
     adata.uns["spatial"] = {data.id: {"images": images, "scalefactors": scalefactors, "metadata": metadata}}
     return record, adata, warnings
+
+
+def _describe_patches(
+    record: dict[str, Any], data: SlideData, patches: PatchFile, mpp: float | None, warnings: list[str]
+) -> None:
+    """Enter a file of patches into the slide's record; the scale is patch pixels per coordinate pixel, as for an image."""
+    resolved = resolve_mpp(data.id, given=mpp, **data.mpp_candidates)
+    warnings += resolved.warnings
+    diameter = data.scalefactors.get("spot_diameter_fullres")
+    if data.image is not None and data.image.suffix == ".h5ad":
+        if not diameter:
+            raise InputError(
+                f"{data.image}: slide {data.id} has no spot_diameter_fullres, so its patches have no scale"
+            )
+        scale = patches.px / spared_window(diameter)
+    else:
+        scale = resolved.value / (patches.mpp or HEST_MPP)
+        if patches.mpp is None:
+            warnings.append(f"{data.id}: {patches.path} doesn't say its mpp, {HEST_MPP} is taken, which HEST publishes")
+    missing = len(set(data.adata.obs_names) - set(patches.barcodes))
+    if missing == data.adata.n_obs:
+        raise InputError(
+            f"{patches.path}: none of its barcodes is a spot of slide {data.id}: give the file of this slide"
+        )
+    if missing:
+        warnings.append(f"{data.id}: {missing} of {data.adata.n_obs} spots have no patch in {patches.path}")
+    record["mpp"], record["mpp_source"] = resolved.value, resolved.source
+    record["fingerprint"] = fingerprint(patches.path)
+    record["image"] = {
+        "path": str(patches.path.absolute()),
+        "kind": "patches",
+        "scale": scale,
+        "width": patches.px,
+        "height": patches.px,
+    }
 
 
 def _update(

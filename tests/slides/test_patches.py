@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import math
+import pickle
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.optimize import minimize_scalar
 
 from spared_fm.errors import InputError
-from spared_fm.slides.patches import PatchReader, PatchSpec, reflect
+from spared_fm.slides.images import open_image
+from spared_fm.slides.patches import PatchReader, PatchSpec, UnreadablePatchError, check_upsample, reflect
 from tests.slides.layouts import ArrayImage, smooth_image
 
 PERIOD_UM = 22.4
@@ -189,6 +193,64 @@ def test_read_stacks_read_one_also_from_threads_and_for_no_spots() -> None:
     with ThreadPoolExecutor(4) as pool:
         np.testing.assert_array_equal(patches, list(pool.map(lambda p: reader.read_one(*p), xy)))
     assert reader.read(np.empty((0, 2))).shape == (0, 32, 32, 3)
+
+
+def test_read_fills_an_array_of_the_callers() -> None:
+    reader = PatchReader(ArrayImage(smooth_image(200, 200)), 0.5, PatchSpec(um=40, px=32))
+    xy = np.random.default_rng(0).uniform(-20, 220, (5, 2))
+    out = np.zeros((5, 32, 32, 3), np.uint8)
+    assert reader.read(xy, out=out) is out
+    np.testing.assert_array_equal(out, reader.read(xy))
+    with pytest.raises(ValueError, match="out must be"):
+        reader.read(xy, out=out[:4])
+
+
+def test_a_tile_that_does_not_decode_names_its_patches_and_spares_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    top = smooth_image(512, 512)
+    tifffile.imwrite(path, top, photometric="rgb", tile=(128, 128), compression="jpeg")
+    with tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        offset, count = page.dataoffsets[5], page.databytecounts[5]  # x and y from 128 to 255
+    spec = PatchSpec(um=30, px=60)
+    xy = np.array([(64.0, 64.0), (190.0, 190.0), (450.0, 450.0), (120.0, 130.0), (64.0, 450.0)])
+    with open_image(path) as image:
+        whole = PatchReader(image, 0.5, spec).read(xy)
+    data = bytearray(path.read_bytes())
+    data[offset + 10 : offset + count] = bytes(255 - b for b in data[offset + 10 : offset + count])
+    path.write_bytes(data)
+    with open_image(path) as image:
+        reader = PatchReader(image, 0.5, spec)
+        with pytest.raises(UnreadablePatchError, match=r"a\.tif: .*tile 5 of page 0") as caught:
+            reader.read(xy)
+        assert caught.value.index == 1
+        assert "\n" not in str(caught.value)
+        for row in (1, 3):
+            with pytest.raises(UnreadablePatchError) as caught:
+                reader.read_one(*xy[row])
+            assert caught.value.index is None
+        np.testing.assert_array_equal(reader.read(xy[[0, 2, 4]]), whole[[0, 2, 4]])
+
+
+def test_the_error_keeps_its_index_between_processes() -> None:
+    again = pickle.loads(pickle.dumps(UnreadablePatchError("a.tif: torn", 3)))
+    assert (str(again), again.index) == ("a.tif: torn", 3)
+
+
+@pytest.mark.parametrize(("upsample", "limit", "refused"), [(1.38, None, False), (1.38, 1.4, False), (1.38, 1.3, True),
+                                                            (1.0, 1.0, False), (1.0000000001, 1.0, False)])  # fmt: skip
+def test_max_upsample(upsample: float, limit: float | None, refused: bool) -> None:
+    if not refused:
+        check_upsample("s1", upsample, limit)
+        return
+    with pytest.raises(InputError, match=r"slide s1: .*1\.38×.*--max-upsample allows 1\.3×.*--image"):
+        check_upsample("s1", upsample, limit)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.5, -1.0, math.nan, math.inf])
+def test_max_upsample_without_meaning(limit: float) -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        check_upsample("s1", 1.0, limit)
 
 
 def test_defaults_are_the_contracts() -> None:

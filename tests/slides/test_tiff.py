@@ -145,6 +145,49 @@ def test_a_tiled_file_is_read_by_region(tmp_path: Path, monkeypatch: pytest.Monk
     assert decoded == [17, 18]
 
 
+def test_a_decoded_tile_is_kept_and_forgotten_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = smooth_image(1024, 1024)
+    tifffile.imwrite(tmp_path / "a.tif", top, photometric="rgb", tile=(128, 128), compression="deflate")
+    decoded: list[int] = []
+    plain = tiff._Plane._segment
+    monkeypatch.setattr(tiff._Plane, "_segment", lambda self, i: (decoded.append(i), plain(self, i))[1])
+    two_tiles = 2 * 128 * 128 * 3
+    with tiff.TiffImage(tmp_path / "a.tif", 10**9, two_tiles) as reader:
+        decoded.clear()
+        for x in (130, 140, 300, 310, 130):  # tiles 1, 1, 2, 2, and 1 again, which is still there
+            np.testing.assert_array_equal(reader.read(0, x, 10, 50, 60), top[10:70, x : x + 50])
+        assert decoded == [1, 2]
+        reader.read(0, 400, 10, 10, 10)  # tile 3 pushes 2 out
+        reader.read(0, 300, 10, 10, 10)
+        assert decoded == [1, 2, 3, 2]
+        assert reader._cache.nbytes == two_tiles
+
+
+def test_eight_threads_decode_no_tile_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = smooth_image(1024, 1024)
+    tifffile.imwrite(tmp_path / "a.tif", top, photometric="rgb", tile=(128, 128), compression="jpeg")
+    decoded: list[int] = []
+    plain = tiff._Plane._segment
+    monkeypatch.setattr(tiff._Plane, "_segment", lambda self, i: (decoded.append(i), plain(self, i))[1])
+    boxes = np.random.default_rng(0).integers(0, 800, (300, 2)).tolist()
+    with open_image(tmp_path / "a.tif") as reader, ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(lambda b: reader.read(0, *b, 200, 200), boxes))
+    assert sorted(decoded) == sorted(set(decoded))
+    with open_image(tmp_path / "a.tif") as reader:
+        for (x, y), part in zip(boxes[:20], parts, strict=False):
+            np.testing.assert_array_equal(part, reader.read(0, x, y, 200, 200))
+
+
+def test_a_file_cut_short_while_it_is_open_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, smooth_image(1024, 1024), photometric="rgb", tile=(128, 128), compression="jpeg")
+    with open_image(path) as reader:
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size // 2)
+        with pytest.raises(InputError, match=r"a\.tif: .*tile 63 of page 0 .*ends before"):
+            reader.read(0, 1000, 1000, 10, 10)
+
+
 def test_an_uncompressed_file_is_mapped_and_a_striped_one_decoded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +254,21 @@ def test_a_truncated_tiff_is_refused(options: dict[str, Any], share: float, tmp_
     with pytest.raises(InputError, match=r"cut\.tif: the image is (truncated|damaged).*copy") as caught:
         open_image(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("nested", [True, False], ids=["subifds", "pages"])
+def test_a_pyramid_that_lost_its_end_is_refused(nested: bool, tmp_path: Path) -> None:
+    write_pyramid(tmp_path / "p.tif", smooth_image(901, 703), nested=nested)
+    whole = (tmp_path / "p.tif").read_bytes()
+    with tifffile.TiffFile(tmp_path / "p.tif") as file:
+        levels = file.series[0].levels
+        # just before and just after each level's page, and in its pixels
+        cuts = [int(level.pages[0].offset) + n for level in levels[1:] for n in (-1, 0, 40)]
+        cuts += [level.pages[0].dataoffsets[-1] + 9 for level in levels]
+    for cut in [*cuts, len(whole) - 1]:
+        (tmp_path / "cut.tif").write_bytes(whole[:cut])
+        with pytest.raises(InputError, match=r"cut\.tif: the image is (truncated|damaged).*copy"):
+            open_image(tmp_path / "cut.tif")
 
 
 def test_a_damaged_tile_is_named_and_the_others_still_read(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""A small store with one slide, for the store's tests."""
+"""A small store with one slide, for the store's tests: in a folder, in memory and on S3."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import scipy.sparse as sp
 from spared_fm.store.layout import Layout
 from spared_fm.store.nodes import write_node
 from spared_fm.store.recipe import Recipe, spots_digest
+from tests.object_stores import KINDS, place
 
 
 def make_slide(n_spots: int = 10, n_genes: int = 6, seed: int = 0) -> ad.AnnData:
@@ -58,15 +60,40 @@ def recipe() -> Recipe:
     )
 
 
-@pytest.fixture
-def make_store(tmp_path: Path) -> Callable[..., Layout]:
-    def make(n_spots: int = 10, slide: str = "s1", folder: str = "store") -> Layout:
-        layout = Layout.create(tmp_path / folder)
-        adata = make_slide(n_spots)
-        write_node(layout, layout.slide(slide), adata, record_of(adata))
-        return layout
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep local copies of objects out of the user's cache."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("SPARED_FM_CACHE", str(folder))
+    return folder
 
-    return make
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def storage(kind: str, tmp_path: Path) -> str:
+    """Give an empty place for stores, of each kind in turn."""
+    return str(place(kind, tmp_path))
+
+
+def new_store(storage: str | Path, n_spots: int = 10, slide: str = "s1", folder: str = "store") -> Layout:
+    layout = Layout.create(f"{storage}/{folder}")
+    adata = make_slide(n_spots)
+    write_node(layout, layout.slide(slide), adata, record_of(adata))
+    return layout
+
+
+@pytest.fixture
+def make_store(storage: str) -> Callable[..., Layout]:
+    return functools.partial(new_store, storage)
+
+
+@pytest.fixture
+def make_local_store(tmp_path: Path) -> Callable[..., Layout]:
+    return functools.partial(new_store, tmp_path)
 
 
 def assert_same(found: ad.AnnData, expected: ad.AnnData) -> None:

@@ -9,49 +9,62 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spared_fm.errors import InputError
+from spared_fm.store.files import files_for
 from spared_fm.store.layout import DATA, FORMAT, FORMAT_VERSION, Layout, check_name, slug
 
 
-def test_create_then_open(tmp_path: Path):
-    created = Layout.create(tmp_path / "s")
-    assert Layout.open(tmp_path / "s").slides() == []
-    assert Layout.create(tmp_path / "s").root == created.root
-    root = zarr.open_group(tmp_path / "s" / DATA, mode="r")
+def test_create_then_open(storage: str):
+    created = Layout.create(f"{storage}/s")
+    assert Layout.open(f"{storage}/s").slides() == []
+    assert Layout.create(f"{storage}/s/").root == created.root
+    root = zarr.open_group(created.zarr_store(DATA), mode="r")
     assert sorted(root) == ["cohorts", "slides"]
 
 
-def test_no_store_there(tmp_path: Path):
-    with pytest.raises(InputError, match="no store here"):
-        Layout.open(tmp_path / "absent")
+def test_the_root_as_text_or_path_opens_the_same_store(storage: str, kind: str):
+    created = Layout.create(f"{storage}/s")
+    for root in (str(created.root), created.root, Path(str(created.root))):  # pathlib makes one slash of two
+        assert str(Layout.open(root).root) == f"{storage}/s"
+    assert str(created.root / "x/y") == f"{storage}/s/x/y"
+    assert created.is_local == (kind == "local")
+
+
+def test_no_store_there(storage: str):
+    with pytest.raises(InputError, match=r"absent: no store here.*--store \S+/absent"):
+        Layout.open(f"{storage}/absent")
+
+
+def test_a_file_is_no_store(tmp_path: Path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="not that of a spared-fm store"):
         Layout.open(tmp_path / "file")
 
 
-def test_a_folder_with_other_things_is_not_taken_over(tmp_path: Path):
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
+def test_a_folder_with_other_things_is_not_taken_over(storage: str):
+    files_for(storage).replace("photos/cat.jpg", b"")
     with pytest.raises(InputError, match="other things"):
-        Layout.create(tmp_path / "photos")
+        Layout.create(f"{storage}/photos")
+
+
+def test_a_file_is_not_taken_over(tmp_path: Path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="is a file"):
         Layout.create(tmp_path / "file")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"attributes": {}}', '{"attributes": {"spared-fm": 1}}'])
-def test_a_zarr_that_is_not_a_store(tmp_path: Path, content: str):
-    (tmp_path / DATA).mkdir()
-    (tmp_path / DATA / "zarr.json").write_text(content)
+def test_a_zarr_that_is_not_a_store(storage: str, content: str):
+    files_for(storage).replace(f"{DATA}/zarr.json", content.encode())
     with pytest.raises(InputError, match="not that of a spared-fm store"):
-        Layout.open(tmp_path)
+        Layout.open(storage)
 
 
-def test_a_newer_format_is_refused(tmp_path: Path):
-    layout = Layout.create(tmp_path / "s")
-    path = layout.root / DATA / "zarr.json"
-    metadata = json.loads(path.read_text())
+def test_a_newer_format_is_refused(storage: str):
+    layout = Layout.create(f"{storage}/s")
+    key = f"{DATA}/zarr.json"
+    metadata = json.loads(layout.files.read(key))
     metadata["attributes"][FORMAT]["format_version"] = FORMAT_VERSION + 1
-    path.write_text(json.dumps(metadata))
+    layout.files.replace(key, json.dumps(metadata).encode())
     with pytest.raises(InputError, match="newer"):
         Layout.open(layout.root)
 

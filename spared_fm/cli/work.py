@@ -1,50 +1,16 @@
-"""The command line: parse, call, print. No logic lives here.
-
-Exit codes: 0 done, 1 failed (one line on standard error), 2 bad usage.
-"""
+"""Commands of the main job: demo, ingest, encode, cohort, complete, fit, predict, benchmark, search."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from spared_fm import __version__
+from spared_fm.cli.output import AsJson, Cohort, Standardize, Store, print_result
 from spared_fm.errors import InputError
 
-app = typer.Typer(
-    name="spared-fm",
-    help="Encode histology patches once, keep them beside the expression of the same spots, then fit, benchmark and search.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    epilog="Add `--debug` anywhere to see a traceback. Try `spared-fm demo` first.",
-)
-
-Store = Annotated[Path, typer.Option("--store", "-s", help="Folder of the store.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-Cohort = Annotated[str, typer.Option("--cohort", "-c", help="Cohort name.", show_default=False)]
-Standardize = Annotated[str, typer.Option(help="Feature standardisation: slide, train or none.")]
-
-
-def _version(show: bool) -> None:
-    if show:
-        typer.echo(f"spared-fm {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
+app = typer.Typer()
 
 
 @app.command(epilog="Example: `spared-fm demo --store my-demo`")
@@ -56,34 +22,52 @@ def demo(
     """Run every step on a synthetic study and write a report (under three minutes on two cores)."""
     from spared_fm.study.demo import demo as run
 
-    _print(run(store, seed=seed, progress=True), as_json)
+    print_result(run(store, seed=seed, progress=True), as_json)
 
 
 @app.command(epilog="Example: `spared-fm ingest sample1/outs --store S --patient P1 --split train`")
 def ingest(
-    paths: Annotated[
-        list[Path], typer.Argument(help="counts.h5ad + image.* folder, Space Ranger outs/, or counts .h5ad.")
-    ],
     store: Store,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="counts.h5ad + image.* folder, Space Ranger outs/, .h5ad, or a plain whole-slide image."),
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="CSV with the column path and, as wanted, slide, patient, split, mpp, image.")
+    ] = None,
     slide: Annotated[str | None, typer.Option(help="Slide id; by default from the path.")] = None,
     patient: Annotated[str | None, typer.Option(help="Patient id.")] = None,
     split: Annotated[str | None, typer.Option(help="train, val or test.")] = None,
     mpp: Annotated[
         float | None, typer.Option(help="Microns per full-resolution pixel, where the image doesn't say.")
     ] = None,
-    image: Annotated[Path | None, typer.Option(help="Full-resolution image, for a Space Ranger folder.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Full-resolution image, or HEST's .h5 of patches.")] = None,
+    spacing_um: Annotated[float | None, typer.Option(help="Plain images: distance of grid points, µm.")] = None,
+    min_tissue: Annotated[float | None, typer.Option(help="Plain images: least share of tissue in a patch.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add slides: image, spots and raw counts."""
     import spared_fm
 
-    if len(paths) > 1 and (slide or image):
+    if (not paths) == (table is None):
+        raise typer.BadParameter("give slides to ingest, or --table")
+    if paths and len(paths) > 1 and (slide or image):
         raise InputError("--slide and --image go with one path")
     study = spared_fm.open(store, create=True)
+    if table is not None:
+        rows = study.ingest_table(table, progress=True)
+        print_result(rows, as_json)
+        failed = [row for row in rows if row["error"]]
+        if failed:
+            raise InputError(f"{table}: {len(failed)} of {len(rows)} slides failed, the first: {failed[0]['error']}")
+        return
+    grid = {"spacing_um": spacing_um} | ({} if min_tissue is None else {"min_tissue": min_tissue})
     rows = []
-    for path in paths:
-        rows += study.ingest(path, slide=slide, patient=patient, split=split, mpp=mpp, image=image, progress=True)
-    _print(rows, as_json)
+    for path in paths or []:
+        rows += study.ingest(
+            path, slide=slide, patient=patient, split=split, mpp=mpp, image=image, progress=True, **grid
+        )
+    print_result(rows, as_json)
 
 
 @app.command(epilog="Example: `spared-fm encode --store S --encoder stain-bank --encoder timm:vit_small_patch16_224`")
@@ -107,29 +91,33 @@ def encode(
     batch_size: Annotated[int, typer.Option(help="Patches per forward pass; fixed in new arrays.")] = 32,
     threads: Annotated[int, typer.Option(help="Threads in one forward pass; fixed in new arrays.")] = 1,
     store_dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    max_upsample: Annotated[float | None, typer.Option(help="Refuse slides whose patches are enlarged more.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much work it is, and do nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Encode every patch once. Run it again after a kill: finished chunks stay."""
     import spared_fm
 
-    rows = spared_fm.open(store).encode(
-        encoder,
-        slides=slide,
-        weights=weights,
-        seed=seed,
-        key=key,
-        patch_um=patch_um,
-        patch_px=patch_px,
-        device=device,
-        workers=workers,
-        scheduler=scheduler,
-        chunk_rows=chunk_rows,
-        batch_size=batch_size,
-        threads=threads,
-        store_dtype=store_dtype,
-        progress=True,
-    )
-    _print(rows, as_json)
+    study = spared_fm.open(store)
+    options: dict[str, Any] = {
+        "slides": slide,
+        "weights": weights,
+        "seed": seed,
+        "key": key,
+        "patch_um": patch_um,
+        "patch_px": patch_px,
+        "device": device,
+        "workers": workers,
+        "chunk_rows": chunk_rows,
+        "batch_size": batch_size,
+        "threads": threads,
+        "store_dtype": store_dtype,
+    }
+    if dry_run:
+        rows = study.forecast(encoder, **options)
+    else:
+        rows = study.encode(encoder, scheduler=scheduler, max_upsample=max_upsample, progress=True, **options)
+    print_result(rows, as_json)
 
 
 @app.command(epilog="Example: `spared-fm cohort --store S --name C --genes 50 --panel variance`")
@@ -150,7 +138,7 @@ def cohort(
     result = spared_fm.open(store).cohort(
         name, slides=slides, split=split, split_by=split_by, seed=seed, n_genes=genes, panel=panel
     )
-    _print(result, as_json)
+    print_result(result, as_json)
 
 
 @app.command(epilog="Example: `spared-fm complete --store S --cohort C --method adaptive-median`")
@@ -164,7 +152,7 @@ def complete(
     """Fill the entries that dropout lost, as a new layer of the cohort."""
     import spared_fm
 
-    _print(spared_fm.open(store).complete(cohort, method=method, source=source), as_json)
+    print_result(spared_fm.open(store).complete(cohort, method=method, source=source), as_json)
 
 
 @app.command(epilog="Example: `spared-fm fit --store S --cohort C --encoder stain-bank --target lognorm --head ridge`")
@@ -184,7 +172,7 @@ def fit(
     result = spared_fm.open(store).fit(
         cohort, encoder=encoder, target_layer=target, head=head, standardize=standardize, name=name
     )
-    _print(result, as_json)
+    print_result(result, as_json)
 
 
 @app.command(epilog="Example: `spared-fm predict --store S --cohort C --run RUN --slide new1 --out predictions/`")
@@ -204,7 +192,7 @@ def predict(
     for name, adata in spared_fm.open(store).predict(cohort, run, slides=slide).items():
         adata.write_h5ad(out / f"{name}.h5ad")
         rows.append({"slide": name, "spots": adata.n_obs, "genes": adata.n_vars, "path": str(out / f"{name}.h5ad")})
-    _print(rows, as_json)
+    print_result(rows, as_json)
 
 
 @app.command(
@@ -239,7 +227,7 @@ def benchmark(
         shuffle_seed=shuffle,
         report=report,
     )
-    _print(rows.astype(object).where(rows.notna(), None).to_dict("records"), as_json)
+    print_result(rows.astype(object).where(rows.notna(), None).to_dict("records"), as_json)
 
 
 @app.command(
@@ -265,83 +253,4 @@ def search(
     rows = spared_fm.open(store).search(
         encoder, spots=spot or [], images=image or [], k=k, exclude=exclude, slides=slide, weights=weights, mpp=mpp
     )
-    _print(rows.to_dict("records"), as_json)
-
-
-@app.command(epilog="Example: `spared-fm info --store S`")
-def info(store: Store, as_json: AsJson = False) -> None:
-    """Say what the store holds."""
-    import spared_fm
-
-    found = spared_fm.open(store).info()
-    if as_json:
-        _print(found, as_json)
-        return
-    rows = [
-        {**row, "embeddings": ", ".join(f"{k} {v['finished']}/{v['chunks']}" for k, v in row["embeddings"].items())}
-        for row in found["slides"]
-    ]
-    _print(rows, False)
-    _print([{**row, "split": None} for row in found["cohorts"]], False)
-
-
-def _print(result: Any, as_json: bool) -> None:
-    """Print rows as JSON, or as a table for people; warnings go to standard error."""
-    rows = result if isinstance(result, list) else [result]
-    for row in rows:
-        for warning in row.get("warnings") or []:
-            typer.echo(f"warning: {warning}", err=True)
-    if as_json:
-        typer.echo(json.dumps(result, indent=2, allow_nan=False))
-        return
-    if not rows:
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    names = [
-        name
-        for name in rows[0]
-        if name not in ("warnings", "stages", "scores") and any(row.get(name) is not None for row in rows)
-    ]
-    table = Table(*names)
-    for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in names))
-    console = Console()
-    # A pipe has no width to fit: ids must not be cut short there.
-    (console if console.is_terminal else Console(width=240)).print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {_cell(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(_cell(item) for item in value)
-    return "" if value is None else str(value)
-
-
-def main() -> None:
-    """Run the command line; the console script."""
-    debug = "--debug" in sys.argv or bool(os.environ.get("SPARED_FM_DEBUG"))
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    try:
-        app()
-    except Exception as error:  # the command line's edge: everything becomes one line and exit code 1
-        if debug:
-            raise
-        typer.echo(f"error: {_one_line(error)}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("error: interrupted; finished chunks are kept, run the same command again to go on", err=True)
-        sys.exit(130)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, InputError):
-        return text
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'the store'}: {error.strerror}; free space or check permissions, then run the command again"
-    return f"internal error, {type(error).__name__}: {text} (run again with --debug and report it)"
+    print_result(rows.to_dict("records"), as_json)

@@ -1,0 +1,149 @@
+"""Commands that look after a store: info, verify, rm, gc, merge, relink, migrate, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spared_fm.cli.output import AsJson, Store, print_result
+from spared_fm.errors import InputError
+
+app = typer.Typer()
+
+Slides = Annotated[list[str] | None, typer.Option("--slide", help="Slide id or glob; by default all.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would be done.")]
+
+
+@app.command(epilog="Example: `spared-fm info --store S`")
+def info(store: Store, as_json: AsJson = False) -> None:
+    """Say what the store holds."""
+    import spared_fm
+
+    found = spared_fm.open(store).info()
+    if as_json:
+        print_result(found, as_json)
+        return
+    rows = [
+        {**row, "embeddings": ", ".join(f"{k} {v['finished']}/{v['chunks']}" for k, v in row["embeddings"].items())}
+        for row in found["slides"]
+    ]
+    print_result(rows, False)
+    print_result([{**row, "split": None} for row in found["cohorts"]], False)
+
+
+@app.command(epilog="Example: `spared-fm verify --store S --repair`")
+def verify(
+    store: Store,
+    slide: Slides = None,
+    encoder: Annotated[str | None, typer.Option("--encoder", "-e", help="Encoder name or array key.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Compute damaged chunks again, and only these.")] = False,
+    weights: Annotated[str | None, typer.Option(help="Weights of the encoder, where they came from a file.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Check every chunk against its checksum, cohorts against their slides; exit code 1 when damage remains."""
+    import spared_fm
+
+    rows = spared_fm.open(store).verify(
+        slides=slide, encoder=encoder, repair=repair, weights=weights, device=device, progress=True
+    )
+    print_result(rows, as_json)
+    left = [row for row in rows if not row.get("repaired")]
+    if left:
+        mend = "" if repair else "; `--repair` computes damaged chunks again"
+        raise InputError(f"{store}: {len(left)} problems found, the first: {left[0]['problem']}{mend}")
+    if not as_json:
+        typer.echo("every stored chunk matches its receipt" if not rows else "everything damaged was mended")
+
+
+@app.command(epilog="Example: `spared-fm rm --store S --slide old1 --dry-run`")
+def rm(
+    store: Store,
+    slide: Annotated[list[str] | None, typer.Option("--slide", help="Slide id or glob.")] = None,
+    encoder: Annotated[str | None, typer.Option("--encoder", "-e", help="Encoder name or array key.")] = None,
+    cohort: Annotated[str | None, typer.Option("--cohort", "-c", help="Cohort name.")] = None,
+    head: Annotated[str | None, typer.Option(help="Name of a fitted run of the cohort.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also what something else depends on.")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove slides, embeddings, a cohort or a fitted head."""
+    import spared_fm
+
+    rows = spared_fm.open(store).rm(
+        slides=slide, encoder=encoder, cohort=cohort, head=head, force=force, dry_run=dry_run
+    )
+    print_result(rows, as_json)
+
+
+@app.command(epilog="Example: `spared-fm gc --store S --dry-run`")
+def gc(
+    store: Store,
+    older_than: Annotated[float, typer.Option(help="Hours that leftovers must have lain still.")] = 24.0,
+    orphans: Annotated[
+        bool, typer.Option("--orphans", help="Also chunks without a receipt; not while others write.")
+    ] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete what killed writers left behind, expired claims and old run records."""
+    import spared_fm
+
+    print_result(spared_fm.open(store).gc(older_than=older_than, orphans=orphans, dry_run=dry_run), as_json)
+
+
+@app.command(epilog="Example: `spared-fm merge --store S other-store`")
+def merge(
+    store: Store,
+    other: Annotated[str, typer.Argument(help="The store to copy from; it is only read.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Copy what another store has and this one lacks, chunk by chunk, each checked."""
+    import spared_fm
+
+    print_result(spared_fm.open(store, create=True).merge(other, progress=True), as_json)
+
+
+@app.command(epilog="Example: `spared-fm relink --store S /new/place/of/images`")
+def relink(
+    store: Store,
+    folder: Annotated[Path, typer.Argument(help="Folder to search for moved images.", show_default=False)],
+    slide: Slides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find moved images by their fingerprint and point their slides at them."""
+    import spared_fm
+
+    print_result(spared_fm.open(store).relink(folder, slides=slide, progress=True), as_json)
+
+
+@app.command(epilog="Example: `spared-fm migrate --store S`")
+def migrate(store: Store, as_json: AsJson = False) -> None:
+    """Bring an older store to the format of this version."""
+    from spared_fm.study.migrate import migrate as run
+
+    print_result(run(store, progress=True), as_json)
+
+
+@app.command(epilog="Example: `spared-fm doctor --encoder stain-bank`")
+def doctor(
+    encoder: Annotated[str, typer.Option("--encoder", "-e", help="Encoder to measure.")] = "stain-bank",
+    store: Annotated[str | None, typer.Option("--store", "-s", help="Measure the disk where this store lies.")] = None,
+    weights: Annotated[str | None, typer.Option(help="random, pretrained, or a file.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Measure how far vectors move with batch size, threads and precision here, and describe the machine."""
+    from spared_fm.store.layout import Layout
+    from spared_fm.study.doctor import doctor as run
+
+    found = run(encoder, store=Layout.open(store) if store else None, weights=weights, device=device)
+    if as_json:
+        print_result(found, as_json)
+        return
+    print_result(found["machine"], False)
+    if found["disk"]:
+        print_result(found["disk"], False)
+    print_result(found["moves"], False)

@@ -1,0 +1,172 @@
+"""Doctor: this machine, and how far embeddings move on it when only the way of computing changes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from spared_fm.encoders.builder import Encoder
+    from spared_fm.store.layout import Layout
+
+BATCHES = (1, 2, 7, 32)
+THREADS = (1, 2)
+PATCHES = 32
+PATCH_PX = 224
+DISK_MIB = 64
+PACKAGES = ("spared-fm", "torch", "timm", "numpy", "zarr", "anndata", "dask", "openslide-python", "tifffile")
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+
+
+def doctor(
+    encoder: str = "stain-bank",
+    *,
+    store: Layout | None = None,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    disk_mib: int = DISK_MIB,
+) -> dict[str, Any]:
+    """Measure how far an encoder's vectors move with batch size, threads and precision here, and describe the machine.
+
+    Parameters
+    ----------
+    encoder, weights, seed, device
+        As for ``encode``.
+    store
+        Where to measure the disk (a local store); by default the folder for temporary files.
+    disk_mib
+        MiB to write for that, at most 64.
+
+    Returns
+    -------
+    dict
+        ``machine``: versions, python, platform, cores, devices, thread settings; ``disk``: folder, mib, mib_per_second
+        (written and flushed); ``encoder``, ``patches``; ``moves``: rows with setting, max_abs, max_relative (largest distance
+        of a row, as a share of the row's norm), min_cosine, identical, against float32 in batches of 32 with one thread.
+
+    Raises
+    ------
+    InputError
+        Unknown encoder, or the device is not there.
+    """
+    from spared_fm.encoders.builder import build
+    from spared_fm.encoders.spec import resolve
+
+    built = build(resolve(encoder, weights, seed=seed), device=device)
+    return {
+        "machine": machine(),
+        "disk": disk(store, min(disk_mib, DISK_MIB)),
+        "encoder": encoder,
+        "device": device,
+        "patches": PATCHES,
+        "moves": moves(built),
+    }
+
+
+def moves(encoder: Encoder) -> list[dict[str, Any]]:
+    """Compare ways of computing the same vectors with float32 in batches of 32 with one thread."""
+    import torch
+
+    patches = tissue_like(PATCHES, PATCH_PX)
+    before = torch.get_num_threads()
+    device = torch.device(encoder.device).type
+
+    def encode(batch: int, threads: int, dtype: torch.dtype | None = None) -> np.ndarray:
+        torch.set_num_threads(threads)
+        with torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None):
+            return np.concatenate([encoder.encode(patches[i : i + batch]) for i in range(0, PATCHES, batch)])
+
+    try:
+        reference = encode(PATCHES, 1)
+        rows = [compare("repeated", encode(PATCHES, 1), reference)]
+        rows += [compare(f"batch size {n}", encode(n, 1), reference) for n in BATCHES if n != PATCHES]
+        rows += [compare(f"threads {n}", encode(PATCHES, n), reference) for n in THREADS if n != 1]
+        rows.append(compare("bfloat16 autocast", encode(PATCHES, 1, torch.bfloat16), reference))
+    finally:
+        torch.set_num_threads(before)
+    with np.errstate(over="ignore"):
+        stored = reference.astype(np.float16).astype(np.float32)
+    return [*rows, compare("float16 storage", stored, reference)]
+
+
+def compare(setting: str, found: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
+    """Distance of vectors (n, dim) from their reference, by its measures; null where a value overflowed."""
+    found, reference = found.astype(np.float64), reference.astype(np.float64)
+    if not np.isfinite(found).all():
+        return {"setting": setting, "max_abs": None, "max_relative": None, "min_cosine": None, "identical": False}
+    difference = found - reference
+    norms = np.maximum(np.linalg.norm(reference, axis=1), np.finfo(np.float64).tiny)
+    lengths = np.maximum(np.linalg.norm(found, axis=1), np.finfo(np.float64).tiny)
+    return {
+        "setting": setting,
+        "max_abs": float(np.abs(difference).max()),
+        "max_relative": float((np.linalg.norm(difference, axis=1) / norms).max()),
+        "min_cosine": float(((found * reference).sum(1) / norms / lengths).min()),
+        "identical": bool((found == reference).all()),
+    }
+
+
+def tissue_like(n: int, px: int) -> np.ndarray:
+    """Seeded uint8 patches (n, px, px, 3) of smooth pink and violet: encoders see neither flat colour nor white noise."""
+    rng = np.random.default_rng(0)
+    coarse = rng.uniform(0, 1, (n, 15, 15))
+    at = np.linspace(0, 14, px)
+    low = np.clip(at.astype(int), 0, 13)
+    part = at - low
+    smooth = coarse[:, low] * (1 - part)[:, None] + coarse[:, low + 1] * part[:, None]
+    smooth = smooth[:, :, low] * (1 - part) + smooth[:, :, low + 1] * part
+    pink, violet = np.array([235, 190, 215]), np.array([110, 70, 150])
+    patches = smooth[..., None] * pink + (1 - smooth[..., None]) * violet + rng.normal(0, 8, (n, px, px, 1))
+    return np.clip(patches, 0, 255).astype(np.uint8)
+
+
+def machine() -> dict[str, Any]:
+    """Versions, devices, cores and thread settings."""
+    import torch
+
+    devices = ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "cores_usable": usable,
+        "devices": devices,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch_threads": torch.get_num_threads(),
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def disk(store: Layout | None, mib: int) -> dict[str, Any] | None:
+    """Write speed with fsync where the store lies; None for an object store."""
+    root = store.files.root if store is not None else Path(tempfile.gettempdir())
+    if not isinstance(root, Path):
+        return None
+    block = np.random.default_rng(0).integers(0, 256, 1 << 20, dtype=np.uint8).tobytes()
+    with tempfile.TemporaryFile(dir=root) as file:
+        started = time.perf_counter()
+        for _ in range(mib):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        seconds = time.perf_counter() - started
+    return {"folder": str(root), "mib": mib, "mib_per_second": round(mib / seconds, 1)}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,137 @@
+"""Forecast: what an encode would take, without creating anything."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spared_fm.encoders.spec import resolve
+from spared_fm.slides.patches import PatchSpec
+from spared_fm.store.embeddings import EmbeddingArray, slide_record
+from spared_fm.study.encode import choose_slides
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from spared_fm.encoders.builder import Encoder
+    from spared_fm.store.layout import Layout
+
+PROBE_S = 2.0
+"""Seconds of the timed probe, after a warm-up batch."""
+
+
+def forecast(
+    layout: Layout,
+    encoders: str | Sequence[str],
+    *,
+    slides: str | Sequence[str] | None = None,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    key: str | Sequence[str] | None = None,
+    patch_um: float = 112.0,
+    patch_px: int = 224,
+    device: str = "cpu",
+    chunk_rows: int = 1024,
+    batch_size: int = 32,
+    threads: int = 1,
+    store_dtype: str = "float16",
+    probe_s: float = PROBE_S,
+) -> list[dict[str, Any]]:
+    """Say what :func:`spared_fm.study.encode.encode` with the same arguments would do; nothing is written.
+
+    The time comes from a short probe of each encoder on synthetic patches, on all cores of this machine: it leaves out the
+    reading of patches (which runs beside the forward pass) and other machines' workers.
+
+    Parameters
+    ----------
+    layout
+        The store.
+    encoders, slides, weights, seed, key, patch_um, patch_px, device, chunk_rows, batch_size, threads, store_dtype
+        As for ``encode``. Arrays that exist keep their own rows per chunk.
+    probe_s
+        Seconds to probe each encoder.
+
+    Returns
+    -------
+    list of dict
+        One row per encoder: encoder, key, slides, patches (to encode), patches_done, chunks, bytes (to write),
+        patches_per_second (of the probe), seconds (estimate).
+
+    Raises
+    ------
+    InputError
+        Unknown encoder or slide.
+    """
+    names = [encoders] if isinstance(encoders, str) else list(encoders)
+    keys = [key] if isinstance(key, str) else list(key) if key else [None] * len(names)
+    specs = [resolve(name, weights, seed=seed) for name in names]
+    patch = PatchSpec(patch_um, patch_px)
+    chosen = choose_slides(layout, slides, with_image=True)
+
+    from spared_fm.encoders.builder import build
+    from spared_fm.extract.plan import array_key, make_recipe
+
+    rows = []
+    for spec, given in zip(specs, keys, strict=True):
+        encoder = build(spec, device=device)
+        name = given or array_key(make_recipe(encoder, patch, store_dtype), spec)
+        patches = done = chunks = size = 0
+        for slide in chosen:
+            missing, finished, chunk_bytes = _left(layout, slide, name, chunk_rows, encoder.dim, store_dtype)
+            patches, done = patches + sum(missing), done + finished
+            chunks, size = chunks + len(missing), size + chunk_bytes * len(missing)
+        rate = probe(encoder, patch.px, batch_size, threads, probe_s) if patches else None
+        rows.append(
+            {
+                "encoder": spec.name,
+                "key": name,
+                "slides": len(chosen),
+                "patches": patches,
+                "patches_done": done,
+                "chunks": chunks,
+                "bytes": size,
+                "patches_per_second": rate and round(rate, 2),
+                "seconds": round(patches / rate, 1) if rate else 0.0,
+            }
+        )
+    return rows
+
+
+def probe(encoder: Encoder, px: int, batch_size: int, threads: int, seconds: float) -> float:
+    """Patches per second of transform and forward pass on synthetic patches, batches side by side as ``encode`` runs them."""
+    from spared_fm.extract.streams import pool, spread
+    from spared_fm.extract.task import cores
+
+    patches = np.random.default_rng(0).integers(0, 256, (batch_size, px, px, 3), dtype=np.uint8)
+    streams = max(1, cores() // threads) if encoder.device == "cpu" else 1
+    executor = pool(streams, threads)
+    ends: list[float] = []
+
+    def work(until: float) -> None:
+        while True:
+            encoder.encode(patches)
+            ends.append(time.perf_counter())
+            if ends[-1] >= until:
+                return
+
+    spread(executor, work, [0.0] * streams)  # the first passes allocate and compile
+    ends.clear()
+    started = time.perf_counter()
+    spread(executor, work, [started + seconds] * streams)
+    return len(ends) * batch_size / (max(ends) - started)
+
+
+def _left(
+    layout: Layout, slide: str, key: str, chunk_rows: int, dim: int, store_dtype: str
+) -> tuple[list[int], int, int]:
+    """Rows of each missing chunk, rows that are done, and bytes of one chunk."""
+    if layout.attributes(layout.embedding(slide, key)) is not None:
+        array = EmbeddingArray(layout, slide, key)
+        missing = [len(array.rows(k)) for k in array.missing()]
+        return missing, array.shape[0] - sum(missing), array.chunk_rows * array.shape[1] * array.dtype.itemsize
+    n = slide_record(layout, slide)["n_spots"]
+    rows = max(1, min(chunk_rows, n))
+    return [min(rows, n - first) for first in range(0, n, rows)], 0, rows * dim * np.dtype(store_dtype).itemsize

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from spared_fm.errors import InputError
+from spared_fm.study.api import Study
+from spared_fm.study.rm import rm
+from spared_fm.study.verify import verify
+
+KEY = "stain-bank"
+
+
+def test_a_slide_in_a_cohort_is_refused_unless_forced(copy: Callable[[], Study]):
+    study = copy()
+    slide = study.slides[0]
+    with pytest.raises(InputError, match=f"{slide} is used by cohort 'c'.*--force"):
+        rm(study.layout, slides=slide)
+    assert slide in study.slides
+    [row] = rm(study.layout, slides=slide, force=True)
+    assert (row["kind"], row["name"], row["removed"]) == ("slide", slide, True)
+    assert slide not in study.slides
+    assert [found["kind"] for found in verify(study.layout)] == ["drift"]
+
+
+def test_a_dry_run_removes_nothing(copy: Callable[[], Study]):
+    study = copy()
+    slide = study.slides[0]
+    folder = study.layout.files.path(study.layout.slide(slide))
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert rm(study.layout, slides=slide, force=True, dry_run=True) == [
+        {"kind": "slide", "name": slide, "bytes": size, "removed": False}
+    ]
+    assert slide in study.slides
+
+
+def test_embeddings_of_one_slide_and_of_all(copy: Callable[[], Study]):
+    study = copy()
+    first, *others = study.slides
+    assert [row["name"] for row in rm(study.layout, slides=first, encoder=KEY)] == [f"{first}/{KEY}"]
+    assert study.layout.embeddings(first) == []
+    assert "spatial" in study.slide(first).obsm
+    assert [row["name"] for row in rm(study.layout, encoder=KEY)] == [f"{slide}/{KEY}" for slide in others]
+    with pytest.raises(InputError, match="none of the 3 slides"):
+        rm(study.layout, encoder=KEY)
+
+
+def test_several_arrays_of_one_encoder_are_told_apart(copy: Callable[[], Study]):
+    study = copy()
+    slide = study.slides[0]
+    keys = [study.encode(KEY, slides=slide, patch_um=um)[0]["key"] for um in (90.0, 200.0)]
+    assert len(rm(study.layout, slides=slide, encoder=KEY)) == 1, "the plain key is the encoder's own"
+    with pytest.raises(InputError, match="several embeddings fit"):
+        rm(study.layout, slides=slide, encoder=KEY)
+    rm(study.layout, slides=slide, encoder=keys[0])
+    assert study.layout.embeddings(slide) == [keys[1]]
+
+
+def test_heads_and_cohorts(copy: Callable[[], Study]):
+    study = copy()
+    for name in ("one", "two"):
+        study.fit("c", encoder=KEY, head="gene-mean", name=name)
+    with pytest.raises(InputError, match=r"no head 'three' \(heads: one, two\)"):
+        rm(study.layout, cohort="c", head="three")
+    assert [row["kind"] for row in rm(study.layout, cohort="c", head="one")] == ["head"]
+    with pytest.raises(InputError, match=r"1 fitted heads.*--force"):
+        rm(study.layout, cohort="c")
+    assert [row["kind"] for row in rm(study.layout, cohort="c", force=True)] == ["cohort", "heads"]
+    assert (study.cohorts, study.layout.files.list("heads")) == ([], [])
+    with pytest.raises(InputError, match="no cohort 'c'"):
+        rm(study.layout, cohort="c")
+
+
+@pytest.mark.parametrize("wrong", [{}, {"slides": "x", "cohort": "c"}, {"encoder": KEY, "cohort": "c"}, {"head": "h"}])
+def test_what_to_remove_must_be_one_kind_of_thing(study: Study, wrong: dict):
+    with pytest.raises(InputError, match="--slide and/or --encoder"):
+        rm(study.layout, **wrong)
+    with pytest.raises(InputError, match="--head goes with --cohort"):
+        rm(study.layout, slides="*", head="h")
