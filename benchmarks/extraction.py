@@ -29,6 +29,7 @@ from PIL import Image
 import spared_fm
 from spared_fm.encoders.builder import Encoder, build
 from spared_fm.encoders.spec import resolve
+from spared_fm.slides.resample import prepare
 from spared_fm.study.api import Study
 
 CORES = len(os.sched_getaffinity(0))
@@ -195,6 +196,7 @@ def main() -> None:
             write_slide(options.data, folder, options.patches)
         study = spared_fm.open(folder / "store", create=True)
         study.ingest(slide)
+        prepare()  # as in any run of more than 4,096 patches
         print(f"{CORES} cores, {options.patches} patches, medians of {options.rounds} interleaved rounds")
         if "forward" in parts:
             forward_part(study, options.patches, options.rounds)

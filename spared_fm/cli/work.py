@@ -87,7 +87,10 @@ def encode(
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
     workers: Annotated[int, typer.Option(help="Local worker processes; 0 encodes in this process.")] = 0,
     scheduler: Annotated[str | None, typer.Option(help="Address of a running dask scheduler.")] = None,
-    chunk_rows: Annotated[int, typer.Option(help="Rows per chunk of new arrays: what a kill may cost.")] = 1024,
+    chunk_rows: Annotated[
+        int | None,
+        typer.Option(help="Rows per chunk of new arrays, what a kill may cost; by default 1024, 8192 in a cloud."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Patches per forward pass; fixed in new arrays.")] = 32,
     threads: Annotated[int, typer.Option(help="Threads in one forward pass; fixed in new arrays.")] = 1,
     store_dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",

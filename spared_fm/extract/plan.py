@@ -6,9 +6,10 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from spared_fm.errors import InputError
+from spared_fm.extract.source import check_extent
 from spared_fm.slides.fingerprint import fingerprint
 from spared_fm.slides.patches import PatchSpec, check_upsample
-from spared_fm.store.embeddings import CHUNK_ROWS, EmbeddingArray, slide_record
+from spared_fm.store.embeddings import EmbeddingArray, slide_record
 from spared_fm.store.layout import check_name, slug
 from spared_fm.store.recipe import Recipe
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from spared_fm.store.layout import Layout
 
 UPSAMPLE_WARNING = 2.0
+LONG_RUN = 4096
+"""Patches from which compiling the resampling (about two seconds per process) pays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Task:
         (array key, encoder) of every array that is filled from one reading of the patches.
     streams
         Batches in work at once in a worker; 0 lets the worker take all its cores.
+    long_run
+        Whether there is enough work to compile the resampling for it.
     """
 
     store: str
@@ -42,6 +47,7 @@ class Task:
     jobs: tuple[tuple[str, EncoderSpec], ...]
     device: str
     streams: int = 0
+    long_run: bool = False
 
 
 @dataclasses.dataclass
@@ -107,7 +113,7 @@ def make_plan(
     patch: PatchSpec,
     *,
     keys: Sequence[str | None] | None = None,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int | None = None,
     batch_size: int = 32,
     threads: int = 1,
     streams: int = 0,
@@ -143,7 +149,7 @@ def make_plan(
     InputError
         A slide has no image or too coarse a one, its image is gone or another one, or a key is taken by another recipe.
     """
-    if chunk_rows < 1 or batch_size < 1 or threads < 1:
+    if (chunk_rows is not None and chunk_rows < 1) or batch_size < 1 or threads < 1:
         raise InputError("chunk rows, batch size and threads must be at least 1")
     recipes = [
         make_recipe(encoder, patch, dtype)
@@ -159,6 +165,7 @@ def make_plan(
         _check_image(slide, record)
         upsample[slide] = record["mpp"] / record["image"]["scale"] / patch.mpp
         check_upsample(slide, upsample[slide], max_upsample)
+        check_extent(slide, record, patch)
     plan = Plan(names, recipes, [], 0, 0, [])
     for slide, record in records.items():
         if upsample[slide] > UPSAMPLE_WARNING:
@@ -184,6 +191,8 @@ def make_plan(
                 )
             )
         _add_tasks(plan, arrays, encoders, streams)
+    if plan.patches >= LONG_RUN:
+        plan.tasks = [dataclasses.replace(task, long_run=True) for task in plan.tasks]
     return plan
 
 

@@ -76,8 +76,6 @@ def run(
     OverflowError
         An embedding does not fit the stored dtype.
     """
-    if workers < 0:
-        raise InputError("--workers must be 0 (in this process) or more")
     started = time.perf_counter()
     summary = Summary(0, 0.0, {}, {})
 

@@ -21,8 +21,28 @@ if TYPE_CHECKING:
 A = TypeVar("A")
 B = TypeVar("B")
 
+
+class _Pool(ThreadPoolExecutor):
+    """Threads that give torch ``threads`` threads before every piece of work.
+
+    Once per thread is not enough: part of the setting (MKL's) belongs to the process, and other code may change it between
+    two runs. Products summed by another number of threads round differently, and bytes must not depend on that.
+    """
+
+    def __init__(self, streams: int, threads: int) -> None:
+        super().__init__(streams, thread_name_prefix="spared-fm-stream")
+        self.threads = threads
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return super().submit(self._run, fn, *args, **kwargs)
+
+    def _run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        torch.set_num_threads(self.threads)
+        return fn(*args, **kwargs)
+
+
 _lock = threading.Lock()
-_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+_pools: dict[tuple[int, int], _Pool] = {}
 
 
 def pool(streams: int, threads: int) -> ThreadPoolExecutor:
@@ -33,9 +53,7 @@ def pool(streams: int, threads: int) -> ThreadPoolExecutor:
     """
     with _lock:
         if (streams, threads) not in _pools:
-            _pools[streams, threads] = ThreadPoolExecutor(
-                streams, thread_name_prefix="spared-fm-stream", initializer=torch.set_num_threads, initargs=(threads,)
-            )
+            _pools[streams, threads] = _Pool(streams, threads)
         return _pools[streams, threads]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import threading
 import time
@@ -20,6 +21,7 @@ from spared_fm.errors import InputError
 from spared_fm.extract.source import patch_source
 from spared_fm.extract.streams import ahead, pool, spread
 from spared_fm.slides.patches import PatchSpec
+from spared_fm.slides.resample import prepare
 from spared_fm.store.claims import hold
 from spared_fm.store.embeddings import EmbeddingArray
 from spared_fm.store.layout import Layout
@@ -100,6 +102,8 @@ def encode_chunk(task: Task) -> Done:
 
 def _encode(task: Task, outputs: list[_Output]) -> Done:
     started = time.perf_counter()
+    if task.long_run:
+        _compile_beside()
     first = outputs[0].array
     batch, threads = first.attributes["batch_size"], first.attributes["threads"]
     rows = first.rows(task.chunk)
@@ -200,6 +204,12 @@ def _encoder(spec: EncoderSpec, device: str) -> Encoder:
                 _encoders.pop(next(iter(_encoders)))
             _encoders[spec, device] = build(spec, device=device)
         return _encoders[spec, device]
+
+
+@functools.cache
+def _compile_beside() -> None:
+    """Compile the resampling, once per process, while the first batches are on their way; pixels are the same without."""
+    threading.Thread(target=prepare, name="spared-fm compile", daemon=True).start()
 
 
 def cores() -> int:

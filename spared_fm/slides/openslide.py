@@ -74,12 +74,19 @@ class OpenSlideImage(BaseReader):
         if slide is None:
             raise ValueError(f"{self.path}: the image was closed")
         step = self._steps[level]
+        place = (round(x * step), round(y * step))  # whole level-0 pixels
         try:
-            # positions are whole level-0 pixels; reads run side by side in threads
-            region = slide.read_region((round(x * step), round(y * step)), level, (width, height))
-        except openslide.OpenSlideError as error:
+            region = slide.read_region(place, level, (width, height))  # reads run side by side in threads
+        except openslide.OpenSlideError:
+            # The error may be another thread's: it spoils the shared handle. A handle of our own tells.
             self._reopen(slide)
-            raise _damaged(self.path, error, f" at level {level}, x {x}, y {y}") from error
+            own = self._open()
+            try:
+                region = own.read_region(place, level, (width, height))
+            except openslide.OpenSlideError as error:
+                raise _damaged(self.path, error, f" at level {level}, x {x}, y {y}") from error
+            finally:
+                own.close()
         rgba = np.asarray(region)  # openslide-python has divided the colours by alpha already
         return rgba[..., :3] if rgba[..., 3].min() == 255 else flatten_alpha(rgba)
 

@@ -10,7 +10,6 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-import google_crc32c
 import numpy as np
 import zarr
 from zarr.core.buffer import cpu, default_buffer_prototype
@@ -19,6 +18,7 @@ from zarr.storage import MemoryStore
 
 from spared_fm.errors import InputError
 from spared_fm.store import recipe as recipes
+from spared_fm.store.commit import checksum, commit
 from spared_fm.store.grid import CHUNK_ROWS, PROFILES, array_metadata
 from spared_fm.store.layout import FORMAT, Layout
 from spared_fm.store.mapped import MappedRows
@@ -173,7 +173,7 @@ class EmbeddingArray:
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def write_chunk(self, k: int, values: np.ndarray, *, absent: Mapping[int, str] | None = None, device: str) -> bool:
-        """Write chunk ``k`` whole and put its receipt.
+        """Write chunk ``k`` whole and put its receipt; see :mod:`spared_fm.store.commit` for several writers.
 
         Parameters
         ----------
@@ -215,18 +215,17 @@ class EmbeddingArray:
             raise OverflowError(f"slide {self.slide}, chunk {k}: embeddings overflow {self.dtype.name}")
         stored[~present] = np.nan
         data = self._encode_chunk(k, stored)
-        self.layout.files.replace(f"{self.node}/c/{k}/0", data)
         receipt = {
             "chunk": k,
             "rows": [rows.start, rows.stop],
             "bytes": len(data),
-            "crc32c": f"{google_crc32c.value(data):08x}",
+            "crc32c": checksum(data),
             "absent": {str(row): reason for row, reason in sorted(absent.items())},
             "embedding_id": self.attributes["embedding_id"],
             "device": device,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        return self.layout.files.put_if_absent(self._receipt_key(k), json.dumps(receipt, indent=1).encode())
+        return commit(self.layout.files, self.node, k, data, receipt)
 
     def _encode_chunk(self, k: int, stored: np.ndarray) -> bytes:
         """Bytes of the chunk object: what zarr writes for it, captured in memory so that our own primitive makes it durable."""

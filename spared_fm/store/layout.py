@@ -19,6 +19,7 @@ FORMAT = "spared-fm"
 FORMAT_VERSION = 1
 DATA = "data.zarr"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]*")  # an array of another recipe: <slug>@<8 hex>
 _GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2).encode()
 
 
@@ -32,7 +33,8 @@ def check_name(name: str, what: str) -> str:
     what
         The kind of thing, for the message (``"slide"``, ``"cohort"`` …).
     """
-    if not _NAME.fullmatch(name):
+    allowed = _KEY if what == "embedding" else _NAME
+    if not allowed.fullmatch(name):
         suggestion = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-") or "x"
         raise InputError(
             f"{what} name {name!r} may only use A-Z a-z 0-9 . _ - and starts with a letter or digit: try {suggestion!r}"
@@ -75,13 +77,20 @@ class Layout:
         return isinstance(self.root, Path)
 
     @classmethod
-    def open(cls, root: str | Path | StoreUrl) -> Layout:
+    def open(cls, root: str | Path | StoreUrl, *, older: bool = False) -> Layout:
         """Open an existing store.
+
+        Parameters
+        ----------
+        root
+            Folder or URL.
+        older
+            Open a store of an older format too, to migrate it.
 
         Raises
         ------
         InputError
-            There is no store at ``root``, or its format is newer than this version reads.
+            There is no store at ``root``, or its format is newer than this version reads, or older.
         """
         layout = cls(root)
         try:
@@ -97,6 +106,10 @@ class Layout:
         if version > FORMAT_VERSION:
             raise InputError(
                 f"{root}: store format {version} is newer than {FORMAT_VERSION}, the newest this version reads; upgrade spared-fm"
+            )
+        if version < FORMAT_VERSION and not older:
+            raise InputError(
+                f"{root}: store format {version} is an older one; `spared-fm migrate --store {root}` updates it"
             )
         return layout
 

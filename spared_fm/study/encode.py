@@ -34,7 +34,7 @@ def encode(
     device: str = "cpu",
     workers: int = 0,
     scheduler: str | None = None,
-    chunk_rows: int = 1024,
+    chunk_rows: int | None = None,
     batch_size: int = 32,
     threads: int = 1,
     store_dtype: str = "float16",
@@ -84,6 +84,8 @@ def encode(
     names = [encoders] if isinstance(encoders, str) else list(encoders)
     if weights is not None and len(names) > 1:
         raise InputError("--weights goes with one --encoder")
+    if workers < 0:
+        raise InputError("--workers must be 0 (in this process) or more")
     if store_dtype not in ("float16", "float32"):
         raise InputError(f"store dtype {store_dtype!r} is not float16 or float32")
     keys = [key] if isinstance(key, str) else list(key) if key else None

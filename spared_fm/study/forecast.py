@@ -9,7 +9,7 @@ import numpy as np
 
 from spared_fm.encoders.spec import resolve
 from spared_fm.slides.patches import PatchSpec
-from spared_fm.store.embeddings import EmbeddingArray, slide_record
+from spared_fm.store.embeddings import PROFILES, EmbeddingArray, slide_record
 from spared_fm.study.encode import choose_slides
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def forecast(
     patch_um: float = 112.0,
     patch_px: int = 224,
     device: str = "cpu",
-    chunk_rows: int = 1024,
+    workers: int = 0,
+    chunk_rows: int | None = None,
     batch_size: int = 32,
     threads: int = 1,
     store_dtype: str = "float16",
@@ -49,8 +50,9 @@ def forecast(
     ----------
     layout
         The store.
-    encoders, slides, weights, seed, key, patch_um, patch_px, device, chunk_rows, batch_size, threads, store_dtype
-        As for ``encode``. Arrays that exist keep their own rows per chunk.
+    encoders, slides, weights, seed, key, patch_um, patch_px, device, workers, chunk_rows, batch_size, threads, store_dtype
+        As for ``encode``. Arrays that exist keep their own rows per chunk; local
+        workers share the cores that the probe uses, so their number changes nothing.
     probe_s
         Seconds to probe each encoder.
 
@@ -125,7 +127,7 @@ def probe(encoder: Encoder, px: int, batch_size: int, threads: int, seconds: flo
 
 
 def _left(
-    layout: Layout, slide: str, key: str, chunk_rows: int, dim: int, store_dtype: str
+    layout: Layout, slide: str, key: str, chunk_rows: int | None, dim: int, store_dtype: str
 ) -> tuple[list[int], int, int]:
     """Rows of each missing chunk, rows that are done, and bytes of one chunk."""
     if layout.attributes(layout.embedding(slide, key)) is not None:
@@ -133,5 +135,5 @@ def _left(
         missing = [len(array.rows(k)) for k in array.missing()]
         return missing, array.shape[0] - sum(missing), array.chunk_rows * array.shape[1] * array.dtype.itemsize
     n = slide_record(layout, slide)["n_spots"]
-    rows = max(1, min(chunk_rows, n))
+    rows = max(1, min(chunk_rows or PROFILES["local" if layout.is_local else "cloud"], n))
     return [min(rows, n - first) for first in range(0, n, rows)], 0, rows * dim * np.dtype(store_dtype).itemsize

@@ -55,7 +55,7 @@ def migrate(path: str | Path, *, progress: bool = False) -> dict[str, Any]:
     InputError
         No store there, or its format is newer than this version.
     """
-    layout = Layout.open(path)
+    layout = Layout.open(path, older=True)
     marker = layout.attributes(DATA) or {}
     version = int(marker["format_version"])
     changed = 0

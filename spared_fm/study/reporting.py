@@ -8,8 +8,9 @@ import numpy as np
 
 from spared_fm.benchmark.metrics import score
 from spared_fm.benchmark.report import Gallery, Overlay, Table, write_report
+from spared_fm.extract.source import patch_source
 from spared_fm.slides.images import open_image, thumbnail
-from spared_fm.slides.patches import PatchReader, PatchSpec
+from spared_fm.slides.patches import PatchSpec
 from spared_fm.store.embeddings import EmbeddingArray, slide_record
 from spared_fm.store.nodes import read_elem
 from spared_fm.study.cohort import cohort_record, target
@@ -139,9 +140,13 @@ def _slide_picture(layout: Layout, slide: str, barcodes: np.ndarray) -> tuple[np
     node = layout.slide(slide)
     positions = read_elem(layout, f"{node}/obs").index.get_indexer(barcodes)
     xy = np.asarray(read_elem(layout, f"{node}/obsm/spatial"))[positions]
-    with open_image(record["image"]["path"]) as reader:
-        image, scale = thumbnail(reader, THUMBNAIL_PX)
-    scale *= record["image"]["scale"]
+    if record["image"]["kind"] == "patches":  # no picture of the whole: spots are drawn on white
+        scale = THUMBNAIL_PX / float(xy.max())
+        image = np.full((*np.ceil(xy.max(0)[::-1] * scale).astype(int) + 10, 3), 255, np.uint8)
+    else:
+        with open_image(record["image"]["path"]) as reader:
+            image, scale = thumbnail(reader, THUMBNAIL_PX)
+        scale *= record["image"]["scale"]
     diameter = record["spot_diameter_px"] or 55.0 / record["mpp"]
     return image, xy * scale, diameter * scale
 
@@ -179,18 +184,12 @@ def _patches(layout: Layout, key: str, spots: Sequence[str]) -> dict[str, np.nda
     """Pixels of spots, slide by slide so that each image is opened once."""
     found: dict[str, np.ndarray] = {}
     for slide in sorted({spot.split("/", 1)[0] for spot in spots}):
-        record, recipe = slide_record(layout, slide), EmbeddingArray(layout, slide, key).recipe
+        recipe = EmbeddingArray(layout, slide, key).recipe
+        reader, places = patch_source(layout, slide, PatchSpec(recipe.patch_um, recipe.patch_px, recipe.resampling))
         barcodes = read_elem(layout, f"{layout.slide(slide)}/obs").index
-        xy = np.asarray(read_elem(layout, f"{layout.slide(slide)}/obsm/spatial"))
-        with open_image(record["image"]["path"]) as image:
-            reader = PatchReader(
-                image,
-                record["mpp"],
-                PatchSpec(recipe.patch_um, recipe.patch_px, recipe.resampling),
-                scale=record["image"]["scale"],
-            )
-            for spot in {s for s in spots if s.split("/", 1)[0] == slide}:
-                found[spot] = reader.read_one(*xy[barcodes.get_loc(spot.split("/", 1)[1])])
+        for spot in {s for s in spots if s.split("/", 1)[0] == slide}:
+            row = barcodes.get_loc(spot.split("/", 1)[1])
+            found[spot] = reader.read(places[row : row + 1])[0]
     return found
 
 

@@ -41,7 +41,11 @@ def test_timm_vectors_are_timms_own(patches: np.ndarray, name: str, dim: int, po
         expected = model(torch.stack([transform(Image.fromarray(patch)) for patch in patches])).numpy()
     found = encoder.encode(patches)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    # noise is the worst case for the pixels' last grey level (see the transform's test); float16 rounds about as much
+    assert (np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)).max() < 2e-3
+    with torch.inference_mode():  # and on the same pixels the module is timm's, to rounding
+        same = model(encoder.transform(patches).contiguous()).numpy()
+    np.testing.assert_allclose(found, same, rtol=1e-4, atol=1e-5)
 
 
 def test_seeded_builds_agree_and_leave_the_callers_generator_alone():
@@ -61,8 +65,8 @@ def test_weights_from_a_file(tmp_path: Path, patches: np.ndarray):
     trained.reset_classifier(0)
     assert encoder.weights == build(resolve(SMALL, tmp_path / "w.safetensors")).weights
     with torch.inference_mode():
-        expected = trained.eval()(torch.stack([encoder.prepare(patch) for patch in patches])).numpy()
-    np.testing.assert_allclose(encoder.encode(patches), expected, rtol=1e-5, atol=1e-5)
+        expected = trained.eval()(encoder.transform(patches)).numpy()
+    np.testing.assert_allclose(encoder.encode(patches), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_of_another_architecture(tmp_path: Path):
@@ -73,9 +77,14 @@ def test_weights_of_another_architecture(tmp_path: Path):
 
 def test_the_recipe_fields_say_what_the_transform_does():
     encoder = build(resolve(SMALL))
-    assert encoder.transform["mean"] == [0.5, 0.5, 0.5]
-    assert encoder.transform["crop_pct"] == 0.9
-    assert encoder.transform["interpolation"] == "bicubic"
+    assert encoder.transform.as_data() == {
+        "resize": 248,
+        "crop": 224,
+        "interpolation": "bicubic",
+        "antialias": True,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+    }
     assert encoder.versioned_name == SMALL
 
 

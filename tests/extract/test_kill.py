@@ -47,7 +47,7 @@ def tree(study: Study) -> dict[str, bytes]:
     return {
         str(p.relative_to(folder)): p.read_bytes()
         for p in folder.rglob("*")
-        if p.is_file() and p.parent.name != "receipts"
+        if p.is_file() and p.parent.name not in ("receipts", "claims")
     }
 
 

@@ -15,6 +15,29 @@ def test_a_pool_is_shared_and_sets_torchs_threads():
     assert pool(2, 1).submit(torch.get_num_threads).result() == 1
 
 
+def test_the_setting_holds_although_others_change_it():
+    before = torch.get_num_threads()
+    try:
+        assert pool(2, 1).submit(torch.get_num_threads).result() == 1
+        torch.set_num_threads(2)
+        assert [pool(2, 1).submit(_product).result() for _ in range(4)] == [_one_thread()] * 4
+    finally:
+        torch.set_num_threads(before)
+
+
+def _product() -> bytes:
+    x = torch.randn(257, 2049, generator=torch.Generator().manual_seed(0))
+    return (x @ x.T).numpy().tobytes()
+
+
+def _one_thread() -> bytes:
+    torch.set_num_threads(1)
+    try:
+        return _product()
+    finally:
+        torch.set_num_threads(2)
+
+
 def test_spread_does_everything_side_by_side():
     barrier = threading.Barrier(2, timeout=10)
     done = np.zeros(8, dtype=int)

@@ -151,10 +151,9 @@ def test_threads_survive_a_damaged_tile(tmp_path: Path) -> None:
     with OpenSlideImage(path) as reader, ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda i: read(reader, (300, 700)[i % 2]), range(64)))
     assert all(part is None for part in found[::2])
-    good = [part for part in found[1::2] if part is not None]  # a read that was under way may be lost with the handle
-    assert len(good) >= 16
-    for part in good:
-        np.testing.assert_array_equal(part, good[0])
+    for part in found[1::2]:
+        assert part is not None
+        np.testing.assert_array_equal(part, found[1])
 
 
 @pytest.mark.parametrize(("resolution", "mpp"), [((40_000, 40_000), 0.25), ((40_000, 39_200), 0.2525), (None, None)])

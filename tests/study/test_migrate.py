@@ -83,7 +83,7 @@ def test_stopped_half_way(old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_newer_format_is_refused(old: Path):
-    layout = Layout.open(old)
+    layout = Layout.open(old, older=True)
     layout.set_attributes(DATA, {"format_version": FORMAT_VERSION + 1})
     with pytest.raises(InputError, match="newer"):
         migrate(old)
@@ -92,3 +92,8 @@ def test_a_newer_format_is_refused(old: Path):
 def test_no_store(tmp_path: Path):
     with pytest.raises(InputError, match="no store"):
         migrate(tmp_path / "nothing")
+
+
+def test_other_verbs_name_the_mend_for_an_older_store(old: Path):
+    with pytest.raises(InputError, match=r"format 0 is an older one; `spared-fm migrate --store"):
+        Layout.open(old)
