@@ -13,7 +13,7 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	rm -rf demo-store
+	rm -rf demo-store demo-store-slides
 	$(BIN)/spared-fm demo --store demo-store
 
 test: install
@@ -33,4 +33,4 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv demo-store
+	rm -rf .venv demo-store demo-store-slides
