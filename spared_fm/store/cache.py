@@ -8,9 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import google_crc32c
-
 from spared_fm.errors import InputError
+from spared_fm.store.commit import checksum
 from spared_fm.store.files import LocalFiles
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class Cache:
         copies = LocalFiles(cache_folder() / "objects" / self.name)
         copy = f"{key}/{crc32c}"
         try:
-            if _checksum(copies.read(copy)) == crc32c:
+            if checksum(copies.read(copy)) == crc32c:
                 return copies.path(copy)
         except FileNotFoundError:
             pass
@@ -66,14 +65,10 @@ class Cache:
             data = self.files.read(key)
         except FileNotFoundError:
             raise InputError(f"{self.files.root / key} is gone; `spared-fm verify --repair` makes it again") from None
-        if _checksum(data) != crc32c:
+        if checksum(data) != crc32c:
             raise InputError(
-                f"{self.files.root / key} is damaged: its crc32c is {_checksum(data)}, its receipt says {crc32c}; "
+                f"{self.files.root / key} is damaged: its crc32c is {checksum(data)}, its receipt says {crc32c}; "
                 "`spared-fm verify --repair` makes it again"
             )
         copies.replace(copy, data)
         return copies.path(copy)
-
-
-def _checksum(data: bytes) -> str:
-    return f"{google_crc32c.value(data):08x}"
