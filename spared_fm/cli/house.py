@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,6 +31,22 @@ def info(store: Store, as_json: AsJson = False) -> None:
     ]
     print_result(rows, False)
     print_result([{**row, "split": None} for row in found["cohorts"]], False)
+    print_result([_run_row(run) for run in found["runs"]], False)
+
+
+def _run_row(run: dict[str, Any]) -> dict[str, Any]:
+    """One run as a table row: each stage's share of the work, and the stage that was the limit."""
+    stages = run.get("stages") or {}
+    whole = sum(stages.values()) or 1.0
+    return {
+        "run": f"{run['verb']} {run['time']}",
+        "keys": run.get("keys"),
+        "patches": run.get("patches"),
+        "seconds": run.get("seconds"),
+        "device": run.get("device"),
+        "limit": run.get("limit"),
+        "shares": ", ".join(f"{name} {value / whole:.0%}" for name, value in stages.items() if value / whole >= 0.005),
+    }
 
 
 @app.command(epilog="Example: `spared-fm verify --store S --repair`")

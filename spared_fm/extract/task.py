@@ -22,6 +22,7 @@ from spared_fm.extract.source import patch_source
 from spared_fm.extract.streams import ahead, pool, spread
 from spared_fm.slides.patches import PatchSpec
 from spared_fm.slides.resample import prepare
+from spared_fm.slides.stopwatch import taken
 from spared_fm.store.claims import hold
 from spared_fm.store.embeddings import EmbeddingArray
 from spared_fm.store.layout import Layout
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 _lock = threading.Lock()
 _encoders: dict[tuple[EncoderSpec, str], Encoder] = {}
-STAGES = ("open", "read", "transform", "forward", "wait", "write")
+STAGES = ("open", "read", "decode", "resample", "transform", "forward", "wait", "write")
 MOST_ENCODERS = 4
 """Encoders a worker keeps built: those of one run."""
 
@@ -58,8 +59,9 @@ class Done:
     patches
         Patches read by this call; 0 when every chunk was there already.
     seconds
-        Stage → seconds, summed over the streams of the worker: open, read, transform, forward, write, and wait (of the
-        forward pass for pixels, on a GPU).
+        Stage → seconds, summed over the streams of the worker: open (the image), read (its bytes), decode (tiles; with the
+        reading, in scanners' formats), resample (cut the patches at their mpp), transform, forward, write, and wait (of a
+        stream for a tile that another one decodes; on a GPU, of the forward pass for pixels).
     absent
         Spot row → reason, for patches that could not be read.
     busy
@@ -102,6 +104,7 @@ def encode_chunk(task: Task) -> Done:
 
 def _encode(task: Task, outputs: list[_Output]) -> Done:
     started = time.perf_counter()
+    taken()  # what this thread read before is not ours
     if task.long_run:
         _compile_beside()
     first = outputs[0].array
@@ -112,14 +115,19 @@ def _encode(task: Task, outputs: list[_Output]) -> Done:
     reader, places = patch_source(layout, task.slide, spec)
     places = places[rows.start : rows.stop]
     seconds = dict.fromkeys(STAGES, 0.0)
-    seconds["open"] = time.perf_counter() - started
+    seconds |= taken()  # an image without tiles is decoded as a whole
+    seconds["open"] = time.perf_counter() - started - sum(seconds.values())
     absent: dict[int, str] = {}
 
     def read(start: int) -> np.ndarray:
+        taken()
         clock = time.perf_counter()
         patches, lost = read_block(reader, places[start : start + batch])
+        elapsed, parts = time.perf_counter() - clock, taken()
         with _lock:
-            seconds["read"] += time.perf_counter() - clock
+            for name, value in parts.items():
+                seconds[name] += value
+            seconds["resample"] += elapsed - sum(parts.values())
             absent.update({rows.start + start + row: reason for row, reason in lost.items()})
         return patches
 

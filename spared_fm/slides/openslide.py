@@ -11,6 +11,7 @@ import openslide
 
 from spared_fm.errors import InputError
 from spared_fm.slides.images import BaseReader, Level, flatten_alpha, level_downsample, plausible_mpp
+from spared_fm.slides.stopwatch import stage
 from spared_fm.slides.tiles import DEFAULT_CACHE_BYTES
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class OpenSlideImage(BaseReader):
         step = self._steps[level]
         place = (round(x * step), round(y * step))  # whole level-0 pixels
         try:
-            region = slide.read_region(place, level, (width, height))  # reads run side by side in threads
+            with stage("decode"):  # with the reading of the file, which openslide does inside
+                region = slide.read_region(place, level, (width, height))  # reads run side by side in threads
         except openslide.OpenSlideError:
             # The error may be another thread's: it spoils the shared handle. A handle of our own tells.
             self._reopen(slide)

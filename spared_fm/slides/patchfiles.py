@@ -13,6 +13,7 @@ from spared_fm.errors import InputError
 from spared_fm.slides.images import BaseReader, Level
 from spared_fm.slides.patches import PatchReader, PatchSpec, UnreadablePatchError
 from spared_fm.slides.slide import READ_ERRORS, first_line
+from spared_fm.slides.stopwatch import stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,7 +130,8 @@ class PatchFile:
         unique, back = np.unique(wanted, return_inverse=True)  # HDF5 reads rising rows only
         try:
             run = len(unique) and unique[-1] - unique[0] + 1 == len(unique)
-            block = self._data[unique[0] : unique[-1] + 1] if run else self._data[unique]
+            with stage("read"):
+                block = self._data[unique[0] : unique[-1] + 1] if run else self._data[unique]
         except READ_ERRORS as error:
             raise InputError(
                 f"{self.path}: patches can't be read ({first_line(error)}): copy the file again"

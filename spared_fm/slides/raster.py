@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from spared_fm.errors import InputError
 from spared_fm.slides.images import BaseReader, Level, check_pixels, flatten_alpha, to_uint8
+from spared_fm.slides.stopwatch import stage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +54,8 @@ class RasterImage(BaseReader):
             with _open(path) as image:
                 check_pixels(path, *image.size, max_pixels)
                 _check_whole(path, image)
-                pixels = _decode(image)
+                with stage("decode"):
+                    pixels = _decode(image)
         except InputError:
             raise
         except _DECODE_ERRORS as error:

@@ -16,6 +16,7 @@ from tifffile import COMPRESSION, PHOTOMETRIC, TIFF, TiffFile, TiffFileError, Ti
 from spared_fm.errors import InputError
 from spared_fm.slides.images import BaseReader, Level, check_pixels, flatten_alpha, level_downsample, to_uint8
 from spared_fm.slides.pixelsize import tiff_mpp
+from spared_fm.slides.stopwatch import stage
 from spared_fm.slides.tiles import DEFAULT_CACHE_BYTES, TileCache
 
 if TYPE_CHECKING:
@@ -182,11 +183,13 @@ class _Plane:
         if count == 0:
             return None
         try:
-            data = _read_at(self._file, offset, count)
+            with stage("read"):
+                data = _read_at(self._file, offset, count)
             # libjpeg fills what is missing with grey and says nothing
             if self.page.compression in _BASELINE_JPEG and _EOI not in data[-64:]:
                 raise ValueError("no end-of-image marker")
-            pixels = np.asarray(self._decode(data, index, **self._decode_args)[0])
+            with stage("decode"):
+                pixels = np.asarray(self._decode(data, index, **self._decode_args)[0])
         except _ERRORS as error:
             what = "tile" if self.page.is_tiled else "strip"
             raise _damaged(self.path, error, f"{what} {index} of page {self.page.index}") from error

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from spared_fm.slides.stopwatch import stage
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
@@ -66,7 +68,8 @@ class TileCache:
             if pending is None:
                 mine = self._pending[key] = Future()
         if pending is not None:
-            return pending.result()
+            with stage("wait"):
+                return pending.result()
         try:
             tile = decode()
         except BaseException as error:

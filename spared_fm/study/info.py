@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spared_fm.store.embeddings import EmbeddingArray, slide_record
+from spared_fm.study.runs import last_runs
 from spared_fm.study.usage import entries, total
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def info(layout: Layout) -> dict[str, Any]:
     dict
         store; slides: rows with slide, patient, split, spots, genes, image, mpp, embeddings (key → finished and planned
         chunks, bytes), bytes (of the slide without its embeddings); cohorts: rows with cohort, genes, split, layers, heads,
-        bytes (heads included); bytes: disk use by part (slides, embeddings, cohorts, heads, indexes, other) and ``total``.
+        bytes (heads included); runs: the newest, as recorded, with stages (seconds, summed over cores) and limit (the stage
+        that held the run up); bytes: disk use by part (slides, embeddings, cohorts, heads, indexes, other) and ``total``.
     """
     slides = []
     for slide in layout.slides():
@@ -73,7 +75,13 @@ def info(layout: Layout) -> dict[str, Any]:
     }
     whole = total(layout, "")
     use |= {"other": whole - sum(use.values()), "total": whole}
-    return {"store": str(layout.root), "slides": slides, "cohorts": cohorts, "bytes": use}
+    return {
+        "store": str(layout.root),
+        "slides": slides,
+        "cohorts": cohorts,
+        "runs": last_runs(layout),
+        "bytes": use,
+    }
 
 
 def _sizes(layout: Layout, slide: str) -> dict[str, int]:

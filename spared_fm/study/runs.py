@@ -29,17 +29,41 @@ def record_run(layout: Layout, verb: str, result: Mapping[str, Any]) -> None:
     """
     record = {"verb": verb, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **result}
     if result.get("stages"):
-        record["limit"] = limit(result["stages"])
+        record["limit"] = limit(result["stages"], str(result.get("device", "cpu")))
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     layout.files.put_if_absent(f"{RUNS}/{stamp}-{uuid.uuid4().hex[:8]}.json", json.dumps(record, indent=1).encode())
 
 
-def limit(stages: Mapping[str, float]) -> str:
-    """Name the stage that took most of the time."""
-    return max(stages, key=lambda stage: stages[stage])
+def limit(stages: Mapping[str, float], device: str = "cpu") -> str:
+    """Name the stage that a run would gain most from making faster.
+
+    On a CPU all stages share the cores, so it is the longest one. On a GPU the forward pass runs beside the others: it is
+    the limit unless it waited for pixels longer than it ran; then the longest of the stages it waited for is.
+
+    Parameters
+    ----------
+    stages
+        Stage → seconds, summed over streams.
+    device
+        Torch device of the forward pass.
+    """
+    work = {stage: seconds for stage, seconds in stages.items() if stage != "wait"}
+    if device != "cpu":
+        if stages.get("wait", 0.0) <= stages["forward"]:
+            return "forward"
+        del work["forward"]
+    return max(work, key=lambda stage: work[stage])
 
 
 def last_runs(layout: Layout, count: int = 3) -> list[dict[str, Any]]:
-    """Give the newest run records, newest first."""
+    """Give the newest run records, newest first.
+
+    Parameters
+    ----------
+    layout
+        The store.
+    count
+        At most this many.
+    """
     names = [name for name in layout.files.list(RUNS) if name.endswith(".json")]
     return [json.loads(layout.files.read(f"{RUNS}/{name}")) for name in reversed(names[-count:])]

@@ -3,6 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from spared_fm.extract import source
+from spared_fm.extract.task import STAGES
 from spared_fm.store.layout import Layout
 from spared_fm.study.api import Study
 from spared_fm.study.info import info
@@ -30,6 +32,19 @@ def test_disk_use_adds_up(copy: Callable[[], Study]):
     [cohort] = found["cohorts"]
     assert cohort["bytes"] == found["bytes"]["cohorts"] + found["bytes"]["heads"]
     assert found["bytes"]["heads"] > 0
+
+
+def test_the_last_run_tells_what_held_it_up(copy: Callable[[], Study]):
+    study = copy()
+    source._image.cache_clear()  # or nothing is left to decode
+    study.encode("stain-bank", key="again")
+    run = info(study.layout)["runs"][0]
+    assert run["keys"] == ["again"]
+    assert set(run["stages"]) == set(STAGES)
+    assert run["stages"][run["limit"]] == max(run["stages"][stage] for stage in STAGES if stage != "wait")
+    for stage in ("decode", "resample", "transform", "forward", "write"):
+        assert run["stages"][stage] > 0
+    assert min(run["stages"].values()) >= 0
 
 
 def test_sizes_on_an_object_store():
