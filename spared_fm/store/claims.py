@@ -141,7 +141,16 @@ def acquire(files: Files, folder: str, stem: str, lease_s: float = LEASE_S) -> C
     if there and not is_over(read_claim(files, f"{folder}/{stem}.{there[-1]}.json")):
         return None
     claim = Claim(files, folder, stem, there[-1] + 1 if there else 0, lease_s)
-    return claim if files.put_if_absent(claim.key, claim.words()) else None
+    if not files.put_if_absent(claim.key, claim.words()):
+        return None
+    # A release sets the count back to 0, so that one who listed before it and one who listed after it may both have put a
+    # claim, of different generations. The later of the two sees the other one, and gives way; both may.
+    for generation in generations(files, folder, stem):
+        key = f"{folder}/{stem}.{generation}.json"
+        if generation != claim.generation and not is_over(read_claim(files, key)):
+            files.remove(claim.key)
+            return None
+    return claim
 
 
 @contextlib.contextmanager

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spared_fm.errors import InputError
+from spared_fm.store.claims import CLAIMS, LEASE_S, acquire
 from spared_fm.store.files import STAGING, files_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zarr.abc.store import Store
 
     from spared_fm.store.objects import StoreUrl
@@ -18,6 +24,11 @@ if TYPE_CHECKING:
 FORMAT = "spared-fm"
 FORMAT_VERSION = 1
 DATA = "data.zarr"
+REVISION = f"{FORMAT}-revision"
+"""Attribute beside ours that counts the changes of a node's record."""
+UPDATE_LEASE_S = LEASE_S
+"""Seconds after which a writer that died while it changed a record no longer keeps others from it."""
+_POLL_S = (0.01, 0.5)  # between looks at a record that another writer is changing: at first, at most
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]*")  # an array of another recipe: <slug>@<8 hex>
 _GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2).encode()
@@ -169,10 +180,75 @@ class Layout:
             ) from error
 
     def set_attributes(self, node: str, attributes: dict[str, Any]) -> None:
-        """Replace our attributes of a zarr node in one atomic write."""
-        metadata = json.loads(self.files.read(f"{node}/zarr.json"))
-        metadata["attributes"][FORMAT] = attributes
-        self.files.replace(f"{node}/zarr.json", json.dumps(metadata, indent=2).encode())
+        """Replace our attributes of a zarr node, whatever they are now; to change some, use :meth:`update_attributes`."""
+        self.update_attributes(node, lambda known: attributes)
+
+    def update_attributes(self, node: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+        """Change our attributes of a zarr node; of several writers at once, in threads or on machines, none is lost.
+
+        The record is read and changed, then written only if it is still the one that was read, else read and changed anew.
+        That look and that write are one step for all who come this way: they need the claim on the record's revision, and
+        every write begins a new revision. Within a revision no claim is deleted, so a claim on it has one owner; whoever
+        finds the record changed after claiming came too late. A dead owner's claim is taken over: at once where its process
+        is seen to be dead, else after ``UPDATE_LEASE_S``.
+
+        Readers take no part: the record is one file that is replaced in one step, so :meth:`attributes` and zarr see it as
+        it was before a change or after it. They see one node at one time; what a record tells of other files holds as long
+        as writers put those first (a layer's values before its registration) and take them away last.
+
+        What is not kept out is a writer that is frozen between its last look at its claim and its write for longer than the
+        lease, and then goes on: its write undoes those of others meanwhile.
+
+        Parameters
+        ----------
+        node
+            Key of a zarr node.
+        change
+            Gives the new attributes for those it is handed, which it may change. It is called again when another writer was
+            faster, so it should do nothing else.
+
+        Returns
+        -------
+        dict
+            The attributes as they are now.
+
+        Raises
+        ------
+        FileNotFoundError
+            No such node.
+        """
+        poll_s, longest_s = _POLL_S
+        while True:
+            seen = self.files.read(f"{node}/zarr.json")
+            metadata = json.loads(seen)
+            attributes = metadata["attributes"]
+            known = attributes.get(FORMAT)
+            changed = change(copy.deepcopy(known or {}))
+            if changed == known:
+                return changed
+            revision = attributes.get(REVISION, 0)
+            attributes |= {FORMAT: changed, REVISION: revision + 1}
+            if self._swap(node, revision, seen, json.dumps(metadata, indent=2).encode()):
+                return changed
+            time.sleep(poll_s)
+            poll_s = min(2 * poll_s, longest_s)
+
+    def _swap(self, node: str, revision: int, seen: bytes, data: bytes) -> bool:
+        """Replace a node's ``zarr.json`` if it is still ``seen``, which is of ``revision``; False when it may not be."""
+        # Beside data.zarr: zarr warns of files in a group that are not its own.
+        claim = acquire(
+            self.files, CLAIMS, f"{hashlib.sha256(node.encode()).hexdigest()[:16]}-{revision}", UPDATE_LEASE_S
+        )
+        if claim is None:
+            return False
+        if self.files.read(f"{node}/zarr.json") != seen:
+            claim.release()
+            return False
+        if not claim.renew():  # taken over; the claims of a revision stay until the next one has begun
+            return False
+        self.files.replace(f"{node}/zarr.json", data)
+        claim.release()
+        return True
 
     def slides(self) -> list[str]:
         """Ids of the slides in the store, sorted."""

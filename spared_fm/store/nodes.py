@@ -83,19 +83,16 @@ def write_layer(layout: Layout, cohort: str, name: str, values: np.ndarray, reco
         What made the layer (method, parameters, parent layer …).
     """
     node = layout.cohort(cohort)
-    attributes = layout.attributes(node) or {}
     key = f"{node}/layers/{name}"
     with layout.files.staging_folder() as staging, zarr_v3():
         parent = zarr.open_group(staging, mode="w", zarr_format=3)
         ad.io.write_elem(parent, name, values, dataset_kwargs=_chunks(values))
         if layout.files.exists(key):
             # Unregister first: between removal and publishing readers must not be offered a layer that is not there.
-            if attributes.get("layers", {}).pop(name, None) is not None:
-                layout.set_attributes(node, attributes)
+            layout.update_attributes(node, lambda known: {**known, "layers": _without(known, name)})
             layout.files.remove(key)
         layout.files.publish(staging / name, key)
-    attributes.setdefault("layers", {})[name] = record
-    layout.set_attributes(node, attributes)
+    layout.update_attributes(node, lambda known: {**known, "layers": {**_without(known, name), name: record}})
 
 
 def read_node(layout: Layout, key: str) -> ad.AnnData:
@@ -106,6 +103,10 @@ def read_node(layout: Layout, key: str) -> ad.AnnData:
 def read_elem(layout: Layout, key: str) -> Any:
     """Read one element below a node (``…/obs``, ``…/layers/counts``)."""
     return ad.io.read_elem(zarr.open(layout.zarr_store(key), mode="r", zarr_format=3))
+
+
+def _without(attributes: dict[str, Any], layer: str) -> dict[str, Any]:
+    return {name: record for name, record in attributes.get("layers", {}).items() if name != layer}
 
 
 def _chunks(value: Any) -> dict[str, Any]:

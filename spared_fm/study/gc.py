@@ -2,35 +2,59 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from spared_fm.errors import InputError
 from spared_fm.store.claims import CLAIMS, is_over, read_claim
-from spared_fm.store.files import STAGING
+from spared_fm.store.files import COMMIT, STAGING
 from spared_fm.store.layout import DATA
 from spared_fm.study.usage import entries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator, Mapping
 
     from spared_fm.store.layout import Layout
     from spared_fm.study.usage import Entry
 
 HOUR = 3600.0
+CARD = "card.json"
+_NAME = r"[^/.][^/]*"
+WHOLE = tuple(
+    (re.compile(f"({pattern})/"), commit)
+    for pattern, commit in (
+        # Token grids are arrays beside the slide's node; their folder is no node.
+        (rf"{DATA}/slides/{_NAME}(?<!\.tokens)", COMMIT),
+        (rf"{DATA}/slides/{_NAME}\.tokens/{_NAME}", COMMIT),
+        (rf"{DATA}/slides/{_NAME}/obsm/{_NAME}", COMMIT),
+        (rf"{DATA}/cohorts/{_NAME}", COMMIT),
+        (rf"{DATA}/cohorts/{_NAME}/layers/{_NAME}", COMMIT),
+        (rf"heads/{_NAME}/{_NAME}", CARD),
+    )
+)
+"""Folders that are data as a whole or not at all, outermost first, with the file that is written last and removed first."""
+# Slides and columns may be called "claims" too.
+CLAIM = re.compile(rf"(?:(.+)/)?{CLAIMS}/[^/]+(?:\.\d+\.json|\.intent|\.withdrawn)")
+INDEX = re.compile(rf"(indexes/{_NAME})/(?:(\d+)/)?")
 
 
 def gc(
     layout: Layout, *, older_than: float = 24.0, orphans: bool = False, runs_days: float = 90.0, dry_run: bool = False
 ) -> list[dict[str, Any]]:
-    """Delete leftovers: staged and partial files, claims nobody holds, old run records; orphan chunks on request.
+    """Delete leftovers: staged, partial and torn files, claims nobody holds, old run records; orphan chunks on request.
+
+    Torn is a folder without the file that makes it data, as a killed upload or removal leaves it on an object store: a slide,
+    cohort, embedding or layer without ``zarr.json``, a head or an index without ``card.json``. An index may lie in
+    ``indexes/<key>/`` itself or in numbered generations ``indexes/<key>/<n>/``: then the highest whole one is in force, and
+    lower ones are old.
 
     Parameters
     ----------
     layout
         The store.
     older_than
-        Hours that staged, partial and withdrawn files must have lain still, so that nothing a live writer works on is
-        touched. Claims go by their lease.
+        Hours that staged, partial, torn, old and withdrawn files must have lain still, so that nothing a live writer works
+        on is touched. Claims go by their lease; nothing torn or old goes while there is a live claim in or above it.
     orphans
         Also delete chunks without a receipt that nobody claims. They are harmless, and a resumed ``encode`` writes them
         anyway; do it when nobody writes to the store.
@@ -42,7 +66,8 @@ def gc(
     Returns
     -------
     list of dict
-        kind (``staging``, ``partial``, ``claim``, ``orphan``, ``run``), name (file, or staged folder), bytes, removed.
+        kind (``staging``, ``partial``, ``torn``, ``old``, ``claim``, ``orphan``, ``run``), name (file or folder), bytes,
+        removed (False too where a writer went on with a torn folder meanwhile).
 
     Raises
     ------
@@ -51,15 +76,20 @@ def gc(
     """
     if older_than < 0 or runs_days < 0:
         raise InputError("ages can't be negative")
+    still = older_than * HOUR
     found = [
-        *_staging(layout, older_than * HOUR),
-        *_scattered(layout, older_than * HOUR, orphans=orphans),
+        *_staging(layout, still),
+        *_scattered(layout, still, orphans=orphans),
         *(("run", e.key, e.bytes) for e in entries(layout, "runs") if e.age > runs_days * 24 * HOUR),
     ]
-    if not dry_run:
-        for _, name, _ in found:
+    rows = []
+    for kind, name, size in found:
+        # An upload that was stopped may be taken up again at any time.
+        doomed = not dry_run and (kind != "torn" or all(entry.age > still for entry in entries(layout, name)))
+        if doomed:
             layout.files.remove(name)
-    return [{"kind": kind, "name": name, "bytes": size, "removed": not dry_run} for kind, name, size in found]
+        rows.append({"kind": kind, "name": name, "bytes": size, "removed": doomed})
+    return rows
 
 
 def _staging(layout: Layout, still: float) -> Iterator[tuple[str, str, int]]:
@@ -85,35 +115,87 @@ def _folder_age(layout: Layout, key: str) -> float:
 
 
 def _scattered(layout: Layout, still: float, *, orphans: bool) -> Iterator[tuple[str, str, int]]:
-    """Yield leftovers among the data: partial files of zarr and of heads, claims, orphan chunks."""
-    held: list[Entry] = []
-    for top in (DATA, "heads", "indexes"):
-        held += entries(layout, top)
-    keys = {entry.key for entry in held}
-    partial_folders: dict[str, list[Entry]] = {}
-    for entry in held:
-        parts = entry.key.split("/")
-        partial = next((i for i, part in enumerate(parts) if part.endswith(".partial")), None)
-        if partial is not None:
-            partial_folders.setdefault("/".join(parts[: partial + 1]), []).append(entry)
-        elif parts[-2:-1] == [CLAIMS]:
-            if _spent(layout, entry, still, keys):
-                yield "claim", entry.key, entry.bytes
+    """Yield leftovers among the data: torn folders, old indexes, partial files, claims, orphan chunks."""
+    held = {entry.key: entry for top in (DATA, "heads", "indexes", CLAIMS) for entry in entries(layout, top)}
+    claims = {key: read_claim(layout.files, key) for key in held if _claimed(key) is not None and key.endswith(".json")}
+    live = {f"{_claimed(key)}/" for key, claim in claims.items() if not is_over(claim)}
+    indexes = _indexes(held, still)
+    folders: dict[tuple[str, str], list[Entry]] = {}
+    for key, entry in held.items():
+        parts = key.split("/")
+        if leftover := _torn(key, held) or indexes.get(_index(key)) or _partial(key):
+            folders.setdefault(leftover, []).append(entry)
+        elif (of := _claimed(key)) is not None:
+            # A claim on a record's revision must outlast whoever is looking at it.
+            spent = is_over(claims[key]) and (of or entry.age > still) if key in claims else _spent(entry, still, held)
+            if spent:
+                yield "claim", key, entry.bytes
         elif orphans and len(parts) > 3 and parts[-3] == "c" and parts[-1] == "0":
             node, k = "/".join(parts[:-3]), parts[-2]
-            claimed = any(key.startswith(f"{node}/{CLAIMS}/{k}.") and key.endswith(".json") for key in keys)
-            ours = f"{node}/zarr.json" in keys and layout.attributes(node) is not None
-            if ours and not claimed and f"{node}/receipts/{k}.json" not in keys and entry.age > still:
-                yield "orphan", entry.key, entry.bytes
-    for name, inside in partial_folders.items():
-        if min(entry.age for entry in inside) > still:
-            yield "partial", name, sum(entry.bytes for entry in inside)
+            claimed = any(claim.startswith(f"{node}/{CLAIMS}/{k}.") for claim in claims)
+            ours = f"{node}/{COMMIT}" in held and layout.attributes(node) is not None
+            if ours and not claimed and f"{node}/receipts/{k}.json" not in held and entry.age > still:
+                yield "orphan", key, entry.bytes
+    for (kind, name), inside in folders.items():
+        guarded = any(f"{name}/".startswith(place) or place.startswith(f"{name}/") for place in live)
+        if min(entry.age for entry in inside) > still and not guarded:
+            yield kind, name, sum(entry.bytes for entry in inside)
 
 
-def _spent(layout: Layout, entry: Entry, still: float, keys: set[str]) -> bool:
-    """Whether a file beside the claims serves no one: an expired claim, an intent of a finished chunk, an old withdrawal."""
-    node, name = entry.key.rsplit(f"/{CLAIMS}/", 1)
-    if name.endswith(".json"):
-        return is_over(read_claim(layout.files, entry.key))
+def _torn(key: str, keys: Container[str]) -> tuple[str, str] | None:
+    """Give the outermost folder around ``key`` that lacks the file which makes it data."""
+    for pattern, commit in WHOLE:
+        match = pattern.match(key)
+        if match and f"{match[1]}/{commit}" not in keys:
+            return "torn", match[1]
+    return None
+
+
+def _index(key: str) -> str:
+    """Folder of the index, or of the generation of one, that ``key`` lies in."""
+    match = INDEX.match(key)
+    return match[0].rstrip("/") if match else ""
+
+
+def _indexes(held: Mapping[str, Entry], still: float) -> dict[str, tuple[str, str]]:
+    """Find the indexes and generations that are no use, by their folder."""
+    numbers: dict[str, set[str | None]] = {}
+    for match in filter(None, map(INDEX.match, held)):
+        numbers.setdefault(match[1], set()).add(match[2])
+    found = {}
+    for index, parts in numbers.items():
+        if f"{index}/{CARD}" in held:  # all that lies in it is its own
+            continue
+        numbered = {int(n): f"{index}/{n}" for n in parts if n is not None}
+        if not numbered:
+            found[index] = ("torn", index)
+        newest = max((n for n, folder in numbered.items() if f"{folder}/{CARD}" in held), default=-1)
+        for n, folder in numbered.items():
+            if f"{folder}/{CARD}" not in held:
+                found[folder] = ("torn", folder)
+            # a reader may have opened it just before the newest came
+            elif n < newest and held[f"{numbered[newest]}/{CARD}"].age > still:
+                found[folder] = ("old", folder)
+    return found
+
+
+def _partial(key: str) -> tuple[str, str] | None:
+    """Give the partial file or hidden partial folder that ``key`` is or lies in; a slide may be called ``x.partial``."""
+    parts = key.split("/")
+    for i, part in enumerate(parts):
+        if part.endswith(".partial") and (part.startswith(".") or i == len(parts) - 1):
+            return "partial", "/".join(parts[: i + 1])
+    return None
+
+
+def _claimed(key: str) -> str | None:
+    """Folder whose parts ``key`` claims (empty: records of nodes); None for what is no file of claims."""
+    match = CLAIM.fullmatch(key)
+    return match[1] or "" if match else None
+
+
+def _spent(entry: Entry, still: float, keys: Container[str]) -> bool:
+    """Whether a file beside the claims serves no one: an intent of a finished chunk, an old withdrawal."""
+    node, _, name = entry.key.rpartition(f"/{CLAIMS}/")
     finished = f"{node}/receipts/{name.split('.')[0]}.json" in keys
     return entry.age > still and (finished or name.endswith(".withdrawn"))

@@ -232,7 +232,7 @@ def _update(
     given = {name: value for name, value in labels.items() if value is not None}
     if all(known[name] == value for name, value in given.items()):
         return "unchanged"
-    layout.set_attributes(node, {**known, **given})
+    layout.update_attributes(node, lambda now: {**now, **given})
     return "updated"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -186,9 +187,13 @@ def _cohort(layout: Layout, other: Layout, cohort: str) -> dict[str, Any]:
             continue
         layout.files.remove(f"{node}/layers/{layer}")  # unregistered, so nobody's
         _copy(layout, other, f"{node}/layers/{layer}", lambda name: True)
-        layout.set_attributes(node, {**known, "layers": {**known["layers"], layer: card}})
+        layout.update_attributes(node, functools.partial(_with_layer, layer, card))
         status = "extended"
     return _row("cohort", cohort, status)
+
+
+def _with_layer(layer: str, card: Any, record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "layers": {**record["layers"], layer: card}}
 
 
 def _head(layout: Layout, other: Layout, cohort: str, run: str) -> dict[str, Any]:

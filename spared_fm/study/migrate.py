@@ -20,6 +20,7 @@ Counts, coordinates, embeddings and receipts are the same in both.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -65,11 +66,16 @@ def migrate(path: str | Path, *, progress: bool = False) -> dict[str, Any]:
             node = layout.slide(slide)
             record = layout.attributes(node) or {}
             if "counts_digest" not in record:
-                layout.set_attributes(node, _from_0(layout, node, record))
+                layout.update_attributes(node, functools.partial(_newer, _from_0(layout, node, record)))
                 changed += 1
     if version < FORMAT_VERSION:
-        layout.set_attributes(DATA, {**marker, "format_version": FORMAT_VERSION})
+        layout.update_attributes(DATA, lambda now: {**now, "format_version": FORMAT_VERSION})
     return {"store": str(layout.root), "from_version": version, "to_version": FORMAT_VERSION, "slides": changed}
+
+
+def _newer(new: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Give the new record, unless another writer has migrated the slide: that one may have been changed since."""
+    return now if "counts_digest" in now else new
 
 
 def _from_0(layout: Layout, node: str, old: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,8 +80,7 @@ def relink(
         path = str(candidate.absolute())
         for slide in lost.pop(found, []):
             node = layout.slide(slide)
-            record = layout.attributes(node) or {}
-            layout.set_attributes(node, {**record, "image": {**record["image"], "path": path}})
+            layout.update_attributes(node, functools.partial(_moved, path))
             _tell_uns(layout, slide, path)
             rows.append({"slide": slide, "status": "relinked", "path": path})
     for names in lost.values():
@@ -88,6 +88,10 @@ def relink(
             path = (layout.attributes(layout.slide(slide)) or {})["image"]["path"]
             rows.append({"slide": slide, "status": "not found", "path": path})
     return sorted(rows, key=lambda row: row["slide"])
+
+
+def _moved(path: str, record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "image": {**record["image"], "path": path}}
 
 
 def _is(path: str, expected: str) -> bool:

@@ -179,3 +179,25 @@ def test_turns_wait_for_a_dead_writers_chunk(array: EmbeddingArray):
         order.append(k)
         write(array, k)
     assert order == [0, 2, 1]
+
+
+def test_claims_of_different_generations_do_not_hold_together(tmp_path: Path):
+    files = LocalFiles(tmp_path)
+    assert acquire(files, FOLDER, "0", lease_s=-1)
+    held: list[claims.Claim | None] = []
+
+    class Slow(LocalFiles):
+        """Between its look and its claim, one writer takes the dead claim over and releases it, and another one claims."""
+
+        def put_if_absent(self, key: str, data: bytes) -> bool:
+            if not held:
+                taken = acquire(files, FOLDER, "0")
+                assert taken is not None
+                taken.release()
+                held.append(acquire(files, FOLDER, "0"))
+            return super().put_if_absent(key, data)
+
+    assert acquire(Slow(tmp_path), FOLDER, "0") is None
+    [claim] = held
+    assert claim is not None
+    assert claim.renew()

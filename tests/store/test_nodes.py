@@ -4,6 +4,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anndata as ad
@@ -135,3 +136,11 @@ def test_other_peoples_nodes_are_left_alone(make_store: Callable[..., Layout]):
     layout.files.replace(f"{DATA}/slides/theirs/zarr.json", json.dumps(theirs).encode())
     assert layout.slides() == ["s1"]
     assert FORMAT not in zarr.open_group(layout.zarr_store(f"{DATA}/slides/theirs"), mode="r").attrs
+
+
+def test_layers_written_at_once_are_all_registered(make_store: Callable[..., Layout]):
+    layout = make_store()
+    write_node(layout, layout.cohort("c"), make_slide(), {"layers": {}})
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda i: write_layer(layout, "c", f"l{i}", np.ones((10, 6), "f4"), {"i": i}), range(6)))
+    assert sorted((layout.attributes(layout.cohort("c")) or {})["layers"]) == [f"l{i}" for i in range(6)]

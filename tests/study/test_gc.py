@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from spared_fm.errors import InputError
 from spared_fm.store.claims import acquire
 from spared_fm.store.embeddings import EmbeddingArray
+from spared_fm.store.layout import DATA, Layout
+from spared_fm.study import usage
 from spared_fm.study.api import Study
 from spared_fm.study.gc import gc
 from spared_fm.study.verify import verify
+from tests.object_stores import KINDS, place
 
 KEY = "stain-bank"
 
@@ -105,6 +110,174 @@ def test_orphan_chunks_on_request_only(copy: Callable[[], Study]):
     assert EmbeddingArray(study.layout, slide, KEY).missing() == [0, 2]
     assert (study.layout.files.path(node) / "c/1/0").exists()
     assert (study.layout.files.path(study.layout.slide(slide)) / "obsm/spatial/c/0/0").exists(), "not an embedding"
+
+
+@pytest.fixture(params=KINDS)
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Layout:
+    return Layout.create(f"{place(request.param, tmp_path)}/store")
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Age all files by some hours; leases don't see it."""
+
+    def go(hours: float) -> None:
+        monkeypatch.setattr(usage, "time", SimpleNamespace(time=lambda: time.time() + hours * 3600))
+
+    return go
+
+
+def fill(layout: Layout, *keys: str) -> None:
+    for key in keys:
+        layout.files.replace(key, b"12345")
+
+
+def left(layout: Layout) -> set[str]:
+    return {entry.key for entry in usage.entries(layout)} - {
+        f"{DATA}/zarr.json",
+        f"{DATA}/slides/zarr.json",
+        f"{DATA}/cohorts/zarr.json",
+    }
+
+
+SLIDES, COHORTS = f"{DATA}/slides", f"{DATA}/cohorts"
+WHOLE = {
+    f"{SLIDES}/claims/zarr.json",
+    f"{SLIDES}/claims/obs/claims/zarr.json",
+    f"{SLIDES}/claims/obsm/k/zarr.json",
+    f"{SLIDES}/claims/obsm/k/c/0/0",
+    f"{SLIDES}/s.partial/zarr.json",
+    f"{SLIDES}/s.partial/X/zarr.json",
+    f"{SLIDES}/s.tokens/k/zarr.json",
+    f"{SLIDES}/s.tokens/k/c/0/0",
+    f"{COHORTS}/c/zarr.json",
+    f"{COHORTS}/c/layers/counts/zarr.json",
+    "heads/c/run/card.json",
+    "heads/c/run/weights.safetensors",
+    "heads/c/claims/card.json",
+    "indexes/k/card.json",
+    "indexes/k/index.faiss",
+    "indexes/k/1/loose",
+    "indexes/g/10/card.json",
+    "indexes/g/10/index.faiss",
+    "indexes/g/current",
+}
+TORN = {
+    f"{SLIDES}/gone": {"obs/zarr.json", "obsm/k/zarr.json", "obsm/k/receipts/0.json", "obsm/k/c/0/0"},
+    f"{SLIDES}/claims/obsm/gone": {"receipts/0.json", "c/0/0", "claims/0.ab.intent"},
+    f"{SLIDES}/s.tokens/gone": {"c/0/0"},
+    f"{COHORTS}/gone": {"X/zarr.json", "X/c/0/0", "layers/counts/c/0/0"},
+    f"{COHORTS}/c/layers/gone": {"c/0/0"},
+    "heads/c/gone": {"weights.safetensors"},
+    "indexes/gone": {"index.faiss", "part/ids"},
+    "indexes/g/11": {"index.faiss"},
+}
+OLD = {"indexes/g/9": {"card.json", "index.faiss"}}
+
+
+def test_torn_folders_and_old_indexes_go_by_age(empty: Layout, later: Callable[[float], None]):
+    doomed = {f"{folder}/{name}" for folder, names in (TORN | OLD).items() for name in names}
+    fill(empty, *WHOLE, *doomed)
+    assert gc(empty) == [], "all of it is new"
+    later(48)
+    listed = gc(empty, dry_run=True)
+    assert left(empty) == WHOLE | doomed
+    expected = {("torn", name): 5 * len(names) for name, names in TORN.items()}
+    expected |= {("old", name): 5 * len(names) for name, names in OLD.items()}
+    assert {(row["kind"], row["name"]): row["bytes"] for row in listed} == expected
+    assert [{**row, "removed": False} for row in gc(empty)] == listed
+    assert left(empty) == WHOLE
+    assert gc(empty) == []
+
+
+def test_a_torn_folder_in_which_something_changed_stays(copy: Callable[[], Study]):
+    study = copy()
+    for hours, name in ((48, "heads/c/busy/a"), (1, "heads/c/busy/b"), (48, "indexes/g/1/card.json")):
+        put(study, name, hours=hours)
+    put(study, "indexes/g/2/card.json", hours=1)
+    assert gc(study.layout) == [], "a reader may have opened generation 1 before 2 was there"
+    assert [row["name"] for row in gc(study.layout, older_than=0.5)] == ["heads/c/busy", "indexes/g/1"]
+
+
+@pytest.mark.parametrize("guard", [f"{SLIDES}/gone/obsm/k", f"{SLIDES}/gone"])
+def test_a_live_claim_guards_a_torn_folder(empty: Layout, later: Callable[[float], None], guard: str):
+    fill(empty, f"{SLIDES}/gone/obsm/k/c/0/0")
+    claim = acquire(empty.files, f"{guard}/claims", "0", 3600 * 100)
+    assert claim is not None
+    later(48)
+    assert gc(empty) == []
+    assert len(left(empty)) == 2
+    claim.release()
+    assert [row["name"] for row in gc(empty)] == [f"{SLIDES}/gone"]
+    assert left(empty) == set()
+
+
+def test_a_live_claim_on_a_slide_guards_its_torn_arrays(empty: Layout, later: Callable[[float], None]):
+    fill(empty, f"{SLIDES}/s/zarr.json", f"{SLIDES}/s/obsm/gone/c/0/0", "indexes/g/1/index.faiss")
+    claims = [acquire(empty.files, f"{folder}/claims", "0", 3600 * 100) for folder in (f"{SLIDES}/s", "indexes/g")]
+    later(48)
+    assert gc(empty) == []
+    for claim in claims:
+        assert claim is not None
+        claim.release()
+    assert sorted(row["name"] for row in gc(empty)) == [f"{SLIDES}/s/obsm/gone", "indexes/g/1"]
+
+
+def test_an_upload_taken_up_again_stays(empty: Layout, later: Callable[[float], None], monkeypatch: pytest.MonkeyPatch):
+    fill(empty, "heads/c/a/weights", "heads/c/b/weights")
+    later(48)
+    remove = empty.files.remove
+
+    def meanwhile(key: str) -> None:
+        later(0)  # what is seen from now on is new
+        remove(key)
+
+    monkeypatch.setattr(empty.files, "remove", meanwhile)
+    rows = gc(empty)
+    assert sorted(row["name"] for row in rows) == ["heads/c/a", "heads/c/b"]
+    assert [row["removed"] for row in rows] == [True, False]
+    assert left(empty) == {f"{rows[1]['name']}/weights"}
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_a_killed_upload_and_a_killed_removal_are_swept(
+    kind: str, study: Study, tmp_path: Path, later: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+):
+    layout = Layout.create(f"{place(kind, tmp_path)}/store")
+    source = study.layout.files.path(study.layout.slide(study.slides[0]))
+    put_if_absent, put_count = layout.files.put_if_absent, itertools.count()
+
+    def dies(key: str, data: bytes) -> bool:
+        if next(put_count) == 5:
+            raise OSError("killed")
+        return put_if_absent(key, data)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(layout.files, "put_if_absent", dies)
+        with pytest.raises(OSError, match="killed"):
+            layout.files.publish(source, layout.slide("up"))
+    for slide in ("down", "whole"):
+        layout.files.publish(source, layout.slide(slide))
+    layout.files.remove(f"{layout.slide('down')}/zarr.json")  # goes first
+    before = {key for key in left(layout) if key.startswith(layout.slide("whole"))}
+    assert gc(layout) == []
+    later(48)
+    assert sorted((row["kind"], row["name"]) for row in gc(layout)) == [
+        ("torn", layout.slide("down")),
+        ("torn", layout.slide("up")),
+    ]
+    assert left(layout) == before
+    assert layout.slides() == ["whole"]
+
+
+def test_claims_on_records_go_when_over_and_old(empty: Layout, later: Callable[[float], None]):
+    held = acquire(empty.files, "claims", "0123456789abcdef-3", 3600 * 100)
+    assert acquire(empty.files, "claims", "0123456789abcdef-4", -1) is not None
+    assert held is not None
+    assert gc(empty) == []
+    later(48)
+    assert [(row["kind"], row["name"]) for row in gc(empty)] == [("claim", "claims/0123456789abcdef-4.0.json")]
+    assert left(empty) == {held.key}
 
 
 def test_negative_ages(study: Study):
