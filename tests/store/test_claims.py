@@ -172,7 +172,7 @@ def test_turns_share_the_chunks(array: EmbeddingArray):
 
 def test_turns_wait_for_a_dead_writers_chunk(array: EmbeddingArray):
     folder = f"{array.node}/claims"
-    claim = {"owner": "x", "host": "elsewhere", "pid": os.getpid(), "expires": time.time() + 0.3}
+    claim = {"owner": "x", "host": "elsewhere", "pid": os.getpid(), "expires": time.time() + 1.5}
     array.layout.files.put_if_absent(f"{folder}/1.0.json", json.dumps(claim).encode())
     order = []
     for k in turns(array, range(3), poll_s=0.02):
