@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import interpolate
 
+from spared_fm.errors import InputError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -52,12 +54,23 @@ class Transform:
         }
 
     def __call__(self, patches: np.ndarray) -> torch.Tensor:
-        """Transform uint8 patches (batch, px, px, 3) into float32 (batch, 3, side, side), channels last in memory."""
+        """Transform uint8 patches (batch, px, px, 3) into float32 (batch, 3, side, side), channels last in memory.
+
+        Raises
+        ------
+        InputError
+            The patches are smaller than the crop.
+        """
         pixels = torch.from_numpy(patches).permute(0, 3, 1, 2)
         if self.resize is not None and self.resize != pixels.shape[-1]:
             size = (self.resize, self.resize)
             pixels = interpolate(pixels, size=size, mode=self.interpolation, antialias=True)
         if self.crop is not None and self.crop != pixels.shape[-1]:
+            if self.crop > pixels.shape[-1]:
+                raise InputError(
+                    f"patches of {pixels.shape[-1]} pixels are smaller than the encoder's crop of {self.crop}; "
+                    "read them with more pixels (--patch-px)"
+                )
             # torchvision's rounding of an odd margin
             start = round((pixels.shape[-1] - self.crop) / 2.0)
             pixels = pixels[:, :, start : start + self.crop, start : start + self.crop]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pickle
 import warnings
@@ -12,11 +13,13 @@ import torch
 from spared_fm.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
 _WRAPPERS = ("state_dict", "model", "teacher", "model_state_dict")
 _PREFIXES = ("module.", "backbone.", "encoder.")
+_TRAINING = ("dino_head", "ibot_head")
+"""Parts of self-distilled checkpoints that only training uses."""
 
 
 def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
@@ -63,7 +66,13 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return loaded
 
 
-def fill(module: torch.nn.Module, path: Path, *, ignore: tuple[str, ...] = ()) -> None:
+def fill(
+    module: torch.nn.Module,
+    path: Path,
+    *,
+    ignore: Collection[str] = (),
+    convert: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]] | None = None,
+) -> None:
     """Load the weights in ``path`` into ``module``, strictly.
 
     Parameters
@@ -73,30 +82,59 @@ def fill(module: torch.nn.Module, path: Path, *, ignore: tuple[str, ...] = ()) -
     path
         Weights file.
     ignore
-        Key prefixes of the file to leave out (a classifier the encoder is built without).
+        Names of the file's parts or keys to leave out (a classifier the encoder is built without).
+    convert
+        From another way of naming and laying out the same weights to the module's, tried where they do not fit as they are.
 
     Raises
     ------
     InputError
-        A key is missing, left over or of another shape; the message names the first.
+        Keys are missing, left over or of another shape; the message names the first few.
     """
-    state = _without_prefix(load_state_dict(path), module)
-    state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{name}." for name in ignore))}
-    expected = module.state_dict()
-    for key, value in expected.items():
-        if key not in state:
-            raise InputError(f"{path}: weights do not fit this encoder: {key} is missing; is it the right file?")
-        if state[key].shape != value.shape:
-            raise InputError(
-                f"{path}: weights do not fit this encoder: {key} is {tuple(state[key].shape)}, "
-                f"expected {tuple(value.shape)}; is it the right file?"
-            )
-    surplus = sorted(state.keys() - expected.keys())
-    if surplus:
-        raise InputError(
-            f"{path}: weights do not fit this encoder: {surplus[0]} (of {len(surplus)}) has no place; is it the right file?"
-        )
+    state = _fitted(load_state_dict(path), module, ignore)
+    misfit = _misfit(state, module)
+    if misfit and convert is not None:
+        with contextlib.suppress(Exception):  # foreign code on foreign weights; that they don't fit is said below
+            state = _fitted(convert(state), module, ignore)
+            misfit = _misfit(state, module)
+    if misfit:
+        raise InputError(f"{path}: weights do not fit this encoder: {misfit}; is it the right file?")
     module.load_state_dict(state, strict=True)
+
+
+def _fitted(
+    state: Mapping[str, torch.Tensor], module: torch.nn.Module, ignore: Collection[str]
+) -> dict[str, torch.Tensor]:
+    """Strip wrappers' prefixes and leave out what the module is built without."""
+    expected = module.state_dict()
+    left_out = (*ignore, *(name for name in _TRAINING if not any(key.startswith(f"{name}.") for key in expected)))
+    parts = tuple(f"{name}." for name in left_out)
+    found = {key: value for key, value in state.items() if key not in left_out and not key.startswith(parts)}
+    for prefix in _PREFIXES:
+        if found and not any(key in expected for key in found) and all(key.startswith(prefix) for key in found):
+            found = {key.removeprefix(prefix): value for key, value in found.items()}
+    found = {key: value for key, value in found.items() if key not in left_out and not key.startswith(parts)}
+    # how many batches a norm has seen: old files lack it, and no forward pass reads it
+    counters = {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
+    return {**counters, **found}
+
+
+def _misfit(state: Mapping[str, torch.Tensor], module: torch.nn.Module) -> str:
+    """Say what keeps ``state`` from fitting, empty where nothing does."""
+    expected = module.state_dict()
+    missing = [key for key in expected if key not in state]
+    surplus = sorted(state.keys() - expected.keys())
+    shapes = [
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    complaints = [("is missing", missing), ("has no place", surplus), ("", shapes)]
+    return "; ".join(
+        f"{', '.join(found[:3])}{f' (of {len(found)})' if len(found) > 3 else ''} {words}".strip()
+        for words, found in complaints
+        if found
+    )
 
 
 def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
@@ -109,14 +147,6 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
             tensor = tensor.view(torch.int16)
         total.update(tensor.numpy().tobytes())  # logical order, whatever the memory format
     return f"sha256:{total.hexdigest()}"
-
-
-def _without_prefix(state: dict[str, torch.Tensor], module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    expected = module.state_dict().keys()
-    for prefix in _PREFIXES:
-        if not any(key in expected for key in state) and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
 
 
 def _first_line(error: BaseException) -> str:

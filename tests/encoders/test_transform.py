@@ -9,6 +9,7 @@ from PIL import Image
 from spared_fm.encoders.builder import build
 from spared_fm.encoders.spec import resolve
 from spared_fm.encoders.transform import Transform
+from spared_fm.errors import InputError
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_100", "vit_tiny_patch16_224", "vit_tiny_patch16_384", "resnet18"])
@@ -39,3 +40,8 @@ def test_mean_and_std_are_not_swapped():
     patches = np.full((1, 4, 4, 3), 255, dtype=np.uint8)
     found = Transform(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))(patches)
     np.testing.assert_allclose(found[0, :, 0, 0], [1.0, 3.0, 0.5], rtol=1e-6)
+
+
+def test_a_crop_larger_than_the_patch():
+    with pytest.raises(InputError, match="patches of 16 pixels are smaller than the encoder's crop of 32"):
+        Transform(crop=32)(np.zeros((1, 16, 16, 3), dtype=np.uint8))

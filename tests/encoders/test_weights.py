@@ -106,3 +106,47 @@ def test_a_file_of_something_else(tmp_path: Path):
         load_state_dict(tmp_path / "w.pth")
     with pytest.raises(InputError, match="no such weights file"):
         load_state_dict(tmp_path / "absent.pth")
+
+
+def test_heads_of_self_distillation_are_left_out(tmp_path: Path):
+    source, target = net(1), net(2)
+    state = {f"backbone.{key}": value for key, value in source.state_dict().items()}
+    torch.save(
+        {"teacher": {**state, "dino_head.last": torch.ones(2), "ibot_head.0": torch.ones(1)}}, tmp_path / "t.pth"
+    )
+    fill(target, tmp_path / "t.pth")
+    assert same(source, target)
+
+
+def test_a_norms_counter_may_be_missing(tmp_path: Path):
+    source, target = net(1), net(2)
+    torch.save({k: v for k, v in source.state_dict().items() if "num_batches" not in k}, tmp_path / "old.pth")
+    fill(target, tmp_path / "old.pth")
+    assert same(source, target)
+
+
+def test_other_names_are_converted_where_the_files_do_not_fit(tmp_path: Path):
+    source, target = net(1), net(2)
+    torch.save({f"old_{key}": value for key, value in source.state_dict().items()}, tmp_path / "w.pth")
+
+    def convert(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {key.removeprefix("old_"): value for key, value in state.items()}
+
+    with pytest.raises(InputError, match=r"0\.weight, .* \(of \d\) is missing; old_0\.bias.* has no place"):
+        fill(target, tmp_path / "w.pth")
+    fill(target, tmp_path / "w.pth", convert=convert)
+    assert same(source, target)
+    torch.save({"old_0.weight": torch.ones(1)}, tmp_path / "few.pth")
+    with pytest.raises(InputError, match=r"few\.pth: weights do not fit"):
+        fill(target, tmp_path / "few.pth", convert=convert)
+    with pytest.raises(InputError, match=r"few\.pth: weights do not fit"):
+        fill(
+            target, tmp_path / "few.pth", convert=lambda state: state["absent"]
+        )  # it broke on weights of something else
+    assert same(source, target)  # nothing is loaded by halves
+
+
+def test_a_single_key_can_be_left_out(tmp_path: Path):
+    torch.save({**net(1).state_dict(), "scale": torch.ones(1), "scaled": torch.ones(1)}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="scaled has no place"):
+        fill(net(), tmp_path / "w.pth", ignore=("scale",))

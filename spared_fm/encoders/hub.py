@@ -1,0 +1,59 @@
+"""Published weights: one file of a Hugging Face repository, from the cache or the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spared_fm.encoders.offline import VARIABLE
+from spared_fm.errors import InputError
+
+if TYPE_CHECKING:
+    from spared_fm.encoders.registry import Row
+
+USUAL_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def fetch(row: Row) -> Path:
+    """Fetch the weights file of ``row``; ``HF_HUB_OFFLINE`` and the other settings of huggingface_hub hold.
+
+    Raises
+    ------
+    InputError
+        Nothing is published, access is not granted, there is no network, or the repository has no such file.
+    """
+    elsewhere = f"give --weights FILE, or name it in the config {VARIABLE} points to; --weights random is a floor"
+    if not row.hub:
+        raise InputError(f"{row.name}: no published file can be fetched by itself; {elsewhere}")
+    from huggingface_hub import errors, hf_hub_download
+
+    kind, repository = (
+        ("dataset", row.hub.removeprefix("datasets/")) if row.hub.startswith("datasets/") else (None, row.hub)
+    )
+    absent: Exception | None = None
+    for name in [row.file] if row.file else USUAL_FILES:
+        try:
+            return Path(hf_hub_download(repository, name, revision=row.revision or None, repo_type=kind))
+        except errors.GatedRepoError as error:
+            raise InputError(
+                f"{row.name}: access to its weights must be granted: ask for access at https://huggingface.co/{row.hub}, "
+                f"then `hf auth login`; or {elsewhere}"
+            ) from error
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+            raise InputError(
+                f"{row.name}: https://huggingface.co/{row.hub} at revision {row.revision!r} is not there or not for you "
+                f"(`hf auth login`); {elsewhere}"
+            ) from error
+        except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+            absent = error  # another of the usual files may lie in the cache
+        except errors.EntryNotFoundError:
+            continue
+        except Exception as error:  # network and file errors of many kinds, all with the same mend
+            raise InputError(
+                f"{row.name}: its weights can't be fetched ({type(error).__name__}); {elsewhere}"
+            ) from error
+    if absent is not None:
+        raise InputError(f"{row.name}: no network, and its weights are not in the cache; {elsewhere}") from absent
+    raise InputError(
+        f"{row.name}: https://huggingface.co/{row.hub} has no {row.file or ' or '.join(USUAL_FILES)}; {elsewhere}"
+    )
