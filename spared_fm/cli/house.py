@@ -66,12 +66,13 @@ def verify(
         slides=slide, encoder=encoder, repair=repair, weights=weights, device=device, progress=True
     )
     print_result(rows, as_json)
-    left = [row for row in rows if not row.get("repaired")]
+    left = [row for row in rows if not row.get("repaired") and row["kind"] != "absent"]
     if left:
         mend = "" if repair else "; `--repair` computes damaged chunks again"
         raise InputError(f"{store}: {len(left)} problems found, the first: {left[0]['problem']}{mend}")
     if not as_json:
-        typer.echo("every stored chunk matches its receipt" if not rows else "everything damaged was mended")
+        mended = any(row.get("repaired") for row in rows)
+        typer.echo("everything damaged was mended" if mended else "every stored chunk matches its receipt")
 
 
 @app.command(epilog="Example: `spared-fm rm --store S --slide old1 --dry-run`")

@@ -32,7 +32,7 @@ def print_result(result: Any, as_json: bool) -> None:
     names = [
         name
         for name in rows[0]
-        if name not in ("warnings", "stages", "scores") and any(row.get(name) is not None for row in rows)
+        if name not in ("warnings", "stages", "scores", "failed") and any(row.get(name) is not None for row in rows)
     ]
     table = Table(*names)
     for row in rows:

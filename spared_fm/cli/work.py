@@ -74,7 +74,10 @@ def ingest(
 def encode(
     store: Store,
     encoder: Annotated[
-        list[str], typer.Option("--encoder", "-e", help="stain-bank, or timm:<model>.", show_default=False)
+        list[str],
+        typer.Option(
+            "--encoder", "-e", help="As `spared-fm encoders` lists them, or timm:<model>.", show_default=False
+        ),
     ],
     slide: Annotated[list[str] | None, typer.Option(help="Slide id or glob; by default all with an image.")] = None,
     weights: Annotated[
@@ -82,8 +85,21 @@ def encode(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
     key: Annotated[list[str] | None, typer.Option(help="Name of the array in obsm; one per encoder.")] = None,
-    patch_um: Annotated[float, typer.Option(help="Patch side, µm.")] = 112.0,
-    patch_px: Annotated[int, typer.Option(help="Patch side after resampling, pixels.")] = 224,
+    registry: Annotated[Path | None, typer.Option(help="TOML file with encoders of your own.")] = None,
+    patch_um: Annotated[float | None, typer.Option(help="Patch side, µm; by default the encoder's own.")] = None,
+    patch_px: Annotated[
+        int | None, typer.Option(help="Patch side after resampling, pixels; by default the encoder's own.")
+    ] = None,
+    views: Annotated[
+        str,
+        typer.Option(
+            help="identity, dihedral-mean (the eight turned and mirrored views averaged) or dihedral (all eight)."
+        ),
+    ] = "identity",
+    tokens: Annotated[int, typer.Option(help="Also store patch tokens, averaged to this many per side; e.g. 7.")] = 0,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16 instead of the encoder's own.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
     workers: Annotated[int, typer.Option(help="Local worker processes; 0 encodes in this process.")] = 0,
     scheduler: Annotated[str | None, typer.Option(help="Address of a running dask scheduler.")] = None,
@@ -107,8 +123,12 @@ def encode(
         "weights": weights,
         "seed": seed,
         "key": key,
+        "registry": registry,
         "patch_um": patch_um,
         "patch_px": patch_px,
+        "views": views,
+        "tokens": tokens,
+        "precision": precision,
         "device": device,
         "workers": workers,
         "chunk_rows": chunk_rows,
@@ -121,6 +141,9 @@ def encode(
     else:
         rows = study.encode(encoder, scheduler=scheduler, max_upsample=max_upsample, progress=True, **options)
     print_result(rows, as_json)
+    failed = rows[0].get("failed")
+    if failed:
+        raise InputError(f"{len(failed)} slides could not be encoded, the first: {next(iter(failed.values()))}")
 
 
 @app.command(epilog="Example: `spared-fm cohort --store S --name C --genes 50 --panel variance`")
