@@ -177,7 +177,7 @@ def run_workers(study: Study, workers: int) -> float:
 def _warm() -> None:
     from spared_fm.extract import task
 
-    task._encoder(resolve(MOBILENET), "cpu")
+    task.get(resolve(MOBILENET), "cpu")
 
 
 def main() -> None:

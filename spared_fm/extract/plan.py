@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from spared_fm.encoders.spec import native_patch
 from spared_fm.errors import InputError
 from spared_fm.extract.source import check_extent
 from spared_fm.slides.fingerprint import fingerprint
 from spared_fm.slides.patches import PatchSpec, check_upsample
 from spared_fm.store.embeddings import EmbeddingArray, slide_record
-from spared_fm.store.layout import check_name, slug
+from spared_fm.store.layout import TOKENS, check_name, key_name
 from spared_fm.store.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from spared_fm.store.layout import Layout
 
 UPSAMPLE_WARNING = 2.0
+DEFAULT_GRID = 7
+"""Side of the token grid whose key is the encoder's own."""
+TOKEN_CHUNK_ROWS = 256
 LONG_RUN = 4096
 """Patches from which compiling the resampling (about two seconds per process) pays."""
 
@@ -68,6 +72,8 @@ class Plan:
         Chunks that were finished before.
     warnings
         One line each, e.g. slides that are upsampled more than twofold.
+    failed
+        Slide → reason, of slides that can't be encoded; the others are.
     """
 
     keys: list[str]
@@ -76,6 +82,7 @@ class Plan:
     patches: int
     done: int
     warnings: list[str]
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def make_recipe(encoder: Encoder, patch: PatchSpec, store_dtype: str = "float16") -> Recipe:
@@ -91,26 +98,42 @@ def make_recipe(encoder: Encoder, patch: PatchSpec, store_dtype: str = "float16"
         transform=encoder.transform.as_data(),
         pooling=encoder.pooling,
         prefix_tokens=encoder.prefix_tokens,
-        views="identity",
+        views=encoder.spec.views,
         compute_dtype=encoder.compute_dtype,
         store_dtype=store_dtype,
     )
 
 
 def array_key(recipe: Recipe, spec: EncoderSpec) -> str:
-    """Key of the array: the encoder's slug for its default recipe, else ``<slug>@<8 hex of the recipe id>``."""
+    """Key of the array: the encoder's slug for its default recipe, else ``<slug>@<8 hex of the recipe id>``.
+
+    Token grids lie in ``tokens/``, beside the slide.
+    """
     is_default = (
-        spec.is_default and spec.seed == 0 and (recipe.patch_um, recipe.patch_px) == (PatchSpec().um, PatchSpec().px)
+        dataclasses.replace(spec, tokens=0).is_default
+        and spec.tokens in (0, DEFAULT_GRID)
+        and spec.seed == 0
+        and (recipe.patch_um, recipe.patch_px) == native_patch(spec)
+        and recipe.resampling == PatchSpec().resample
+        and recipe.store_dtype == "float16"
     )
-    is_default = is_default and recipe.resampling == PatchSpec().resample and recipe.store_dtype == "float16"
-    return slug(spec.name) if is_default else f"{slug(spec.name)}@{recipe.id[:8]}"
+    name = key_name(f"{TOKENS}/{spec.name}" if spec.tokens else spec.name)
+    return name if is_default else f"{name}@{recipe.id[:8]}"
+
+
+def default_chunk_rows(encoders: Sequence[Encoder]) -> int | None:
+    """Rows per chunk of new arrays where none are asked for; None: what suits the store's place.
+
+    A row of a token grid is as long as 50 embeddings. All arrays of a run are cut alike, so that one pass fills them.
+    """
+    return TOKEN_CHUNK_ROWS if any(encoder.spec.tokens for encoder in encoders) else None
 
 
 def make_plan(
     layout: Layout,
     slides: Sequence[str],
     encoders: Sequence[Encoder],
-    patch: PatchSpec,
+    patches: PatchSpec | Sequence[PatchSpec],
     *,
     keys: Sequence[str | None] | None = None,
     chunk_rows: int | None = None,
@@ -130,8 +153,8 @@ def make_plan(
         Slide ids.
     encoders
         Built encoders: their digests and dims enter the arrays. Patches are read once for all of them.
-    patch
-        Patch geometry.
+    patches
+        Patch geometry, one for all encoders or one each. Encoders of one geometry share the reading.
     keys
         Array key per encoder; None, or None for one of them: :func:`array_key`.
     chunk_rows, batch_size, threads
@@ -147,43 +170,57 @@ def make_plan(
     Raises
     ------
     InputError
-        A slide has no image or too coarse a one, its image is gone or another one, or a key is taken by another recipe.
+        A key is taken by another recipe; or no slide is left: it has no image or too coarse a one, or its image is gone or
+        another one.
     """
     if (chunk_rows is not None and chunk_rows < 1) or batch_size < 1 or threads < 1:
         raise InputError("chunk rows, batch size and threads must be at least 1")
+    chunk_rows = chunk_rows or default_chunk_rows(encoders)
+    geometries = [patches] * len(encoders) if isinstance(patches, PatchSpec) else list(patches)
     recipes = [
         make_recipe(encoder, patch, dtype)
-        for encoder, dtype in zip(encoders, store_dtypes or ["float16"] * len(encoders), strict=True)
+        for encoder, patch, dtype in zip(encoders, geometries, store_dtypes or ["float16"] * len(encoders), strict=True)
     ]
     names = [
         check_name(key, "embedding") if key else array_key(recipe, encoder.spec)
         for encoder, recipe, key in zip(encoders, recipes, keys or [None] * len(encoders), strict=True)
     ]
-    records = {slide: slide_record(layout, slide) for slide in slides}
-    upsample = {}
-    for slide, record in records.items():
-        _check_image(slide, record)
-        upsample[slide] = record["mpp"] / record["image"]["scale"] / patch.mpp
-        check_upsample(slide, upsample[slide], max_upsample)
-        check_extent(slide, record, patch)
     plan = Plan(names, recipes, [], 0, 0, [])
+    records = {}
+    for slide in slides:
+        record = slide_record(layout, slide)
+        try:
+            _check_image(slide, record)
+            for patch in set(geometries):
+                check_upsample(slide, _upsample(record, patch), max_upsample)
+                check_extent(slide, record, patch)
+        except InputError as error:
+            if len(slides) == 1:
+                raise
+            plan.failed[slide] = str(error)  # one bad slide must not cost a cohort its night
+            continue
+        records[slide] = record
+    if not records:
+        raise InputError(
+            f"none of the {len(slides)} slides can be encoded, the first: {next(iter(plan.failed.values()))}"
+        )
     for slide, record in records.items():
-        if upsample[slide] > UPSAMPLE_WARNING:
+        coarse = max(_upsample(record, patch) for patch in geometries)
+        if coarse > UPSAMPLE_WARNING:
             plan.warnings.append(
-                f"slide {slide}: its {record['image']['kind']} image is coarse, patches are upsampled {upsample[slide]:.1f}×; "
+                f"slide {slide}: its {record['image']['kind']} image is coarse, patches are upsampled {coarse:.1f}×; "
                 "ingest the full-resolution image if you have it (--image)"
             )
         arrays = []
-        for encoder, recipe, name in zip(encoders, recipes, names, strict=True):
+        for encoder, patch, recipe, name in zip(encoders, geometries, recipes, names, strict=True):
             settings = {
-                "encoder_argument": encoder.spec.name,
-                "seed": encoder.spec.seed,
+                **encoder.spec.as_settings(),
                 "batch_size": batch_size,
                 "threads": threads,
                 "slide_mpp": record["mpp"],
                 "image_scale": record["image"]["scale"],
                 "achieved_mpp": patch.mpp,
-                "upsample": round(upsample[slide], 4),
+                "upsample": round(_upsample(record, patch), 4),
             }
             arrays.append(
                 EmbeddingArray.plan(
@@ -198,9 +235,11 @@ def make_plan(
 
 def _add_tasks(plan: Plan, arrays: Sequence[EmbeddingArray], encoders: Sequence[Encoder], streams: int) -> None:
     """Group a slide's arrays that are cut alike: each group's chunks are read once."""
-    groups: dict[tuple[int, int, int], list[tuple[EmbeddingArray, Encoder]]] = {}
+    groups: dict[tuple[float, ...], list[tuple[EmbeddingArray, Encoder]]] = {}
     for array, encoder in zip(arrays, encoders, strict=True):
-        cut = (array.chunk_rows, array.attributes["batch_size"], array.attributes["threads"])
+        recipe, attributes = array.recipe, array.attributes
+        geometry = (recipe.patch_um, recipe.patch_px)
+        cut = (array.chunk_rows, attributes["batch_size"], attributes["threads"], *geometry)
         groups.setdefault(cut, []).append((array, encoder))
     for members in groups.values():
         wanted: dict[int, list[tuple[str, EncoderSpec]]] = {}
@@ -214,6 +253,10 @@ def _add_tasks(plan: Plan, arrays: Sequence[EmbeddingArray], encoders: Sequence[
             plan.patches += len(first.rows(k))
             store, device = str(first.layout.root), members[0][1].device
             plan.tasks.append(Task(store, first.slide, k, tuple(jobs), device, streams))
+
+
+def _upsample(record: dict, patch: PatchSpec) -> float:
+    return record["mpp"] / record["image"]["scale"] / patch.mpp
 
 
 def _check_image(slide: str, record: dict) -> None:

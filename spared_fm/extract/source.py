@@ -13,7 +13,7 @@ from spared_fm.slides.fingerprint import fingerprint
 from spared_fm.slides.images import open_image
 from spared_fm.slides.patches import PatchReader, PatchSpec
 from spared_fm.store.embeddings import slide_record
-from spared_fm.store.nodes import read_elem
+from spared_fm.store.nodes import read_index, read_rows
 
 if TYPE_CHECKING:
     from spared_fm.slides.images import ImageReader
@@ -33,15 +33,26 @@ class Reader(Protocol):
         ...
 
 
-def patch_source(layout: Layout, slide: str, spec: PatchSpec) -> tuple[Reader, np.ndarray]:
-    """Open a slide's pixels.
+def patch_source(layout: Layout, slide: str, spec: PatchSpec, rows: range | None = None) -> tuple[Reader, np.ndarray]:
+    """Open a slide's pixels for some of its spots.
+
+    Parameters
+    ----------
+    layout
+        The store.
+    slide
+        Slide id.
+    spec
+        The patches.
+    rows
+        Consecutive rows of the slide, by default all: a task reads the coordinates of its own chunk, not of the whole slide.
 
     Returns
     -------
     reader : Reader
         Shared by the threads of the process.
     places : numpy.ndarray
-        What `reader.read` takes, one per spot of the slide in row order.
+        What `reader.read` takes, one per row of `rows`, in this order.
 
     Raises
     ------
@@ -54,13 +65,19 @@ def patch_source(layout: Layout, slide: str, spec: PatchSpec) -> tuple[Reader, n
     if image["kind"] != "patches":
         with _lock:
             opened = _image(image["path"], record["fingerprint"])
-        return PatchReader(opened, mpp, spec, scale=scale), read_elem(layout, f"{node}/obsm/spatial")
+        return PatchReader(opened, mpp, spec, scale=scale), read_rows(layout, f"{node}/obsm/spatial", rows)
     from spared_fm.slides.patchfiles import StoredPatchReader
 
-    barcodes = read_elem(layout, f"{node}/obs").index
+    barcodes = read_index(layout, f"{node}/obs", rows)
     with _lock:
         patches = _patches(image["path"], record["fingerprint"], slide)
     return StoredPatchReader(patches, list(barcodes), mpp / scale, spec), np.arange(len(barcodes))
+
+
+def check_unchanged(layout: Layout, slide: str) -> None:
+    """Raise :class:`InputError` when the slide's image is not the one that was ingested."""
+    record = slide_record(layout, slide)
+    _check(record["image"]["path"], record["fingerprint"])
 
 
 def check_extent(slide: str, record: dict, spec: PatchSpec) -> None:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from spared_fm.encoders.builder import Encoder, build
+from spared_fm.encoders.builder import Encoder, build, forward_together, shares_forward, with_tokens
 from spared_fm.errors import InputError
-from spared_fm.extract.source import patch_source
+from spared_fm.extract.source import check_unchanged, patch_source
 from spared_fm.extract.streams import ahead, pool, spread
 from spared_fm.slides.patches import PatchSpec
 from spared_fm.slides.resample import prepare
@@ -112,12 +112,12 @@ def _encode(task: Task, outputs: list[_Output]) -> Done:
     rows = first.rows(task.chunk)
     layout = first.layout
     spec = PatchSpec(first.recipe.patch_um, first.recipe.patch_px, first.recipe.resampling)
-    reader, places = patch_source(layout, task.slide, spec)
-    places = places[rows.start : rows.stop]
+    reader, places = patch_source(layout, task.slide, spec, rows)
     seconds = dict.fromkeys(STAGES, 0.0)
     seconds |= taken()  # an image without tiles is decoded as a whole
     seconds["open"] = time.perf_counter() - started - sum(seconds.values())
     absent: dict[int, str] = {}
+    together = _one_pass(outputs)
 
     def read(start: int) -> np.ndarray:
         taken()
@@ -133,15 +133,17 @@ def _encode(task: Task, outputs: list[_Output]) -> Done:
 
     def transform(patches: np.ndarray) -> list[torch.Tensor]:
         clock = time.perf_counter()
-        batches = [output.encoder.transform(patches) for output in outputs]
+        batches = [members[0].encoder.transform(patches) for members in together]
         with _lock:
             seconds["transform"] += time.perf_counter() - clock
         return batches
 
     def forward(start: int, batches: list[torch.Tensor]) -> None:
         clock = time.perf_counter()
-        for output, pixels in zip(outputs, batches, strict=True):
-            output.values[start : start + batch] = output.encoder.forward(pixels)
+        for members, pixels in zip(together, batches, strict=True):
+            found = forward_together([output.encoder for output in members], pixels)
+            for output, values in zip(members, found, strict=True):
+                output.values[start : start + batch] = values
         with _lock:
             seconds["forward"] += time.perf_counter() - clock
 
@@ -154,6 +156,8 @@ def _encode(task: Task, outputs: list[_Output]) -> Done:
         executor = pool(streams, 1)
         seconds["wait"] += ahead(executor, lambda start: transform(read(start)), forward, starts, depth=2 * streams)
 
+    if absent:
+        check_unchanged(layout, task.slide)  # an image that is being replaced has no bad patches
     started = time.perf_counter()
     for output in outputs:
         try:
@@ -162,6 +166,19 @@ def _encode(task: Task, outputs: list[_Output]) -> Done:
             raise EmbeddingOverflowError(output.array.key, str(error)) from error
     seconds["write"] += time.perf_counter() - started
     return Done(task.slide, task.chunk, len(rows), seconds, absent)
+
+
+def _one_pass(outputs: list[_Output]) -> list[list[_Output]]:
+    """Group the outputs that one forward pass fills (an embedding and its token grid)."""
+    groups: list[list[_Output]] = []
+    for output in outputs:
+        fitting = (members for members in groups if shares_forward(members[0].encoder, output.encoder))
+        members = next(fitting, None)
+        if members is None:
+            groups.append([output])
+        else:
+            members.append(output)
+    return groups
 
 
 def read_block(reader: Reader, places: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
@@ -185,6 +202,22 @@ def keep(encoder: Encoder) -> None:
         _encoders[encoder.spec, encoder.device] = encoder
 
 
+def get(spec: EncoderSpec, device: str) -> Encoder:
+    """Build an encoder, once per process; an encoder and its token grid share one network."""
+    with _lock:  # two threads of one worker must not build the same model twice
+        return _get(spec, device)
+
+
+def _get(spec: EncoderSpec, device: str) -> Encoder:
+    if (spec, device) not in _encoders:
+        plain = dataclasses.replace(spec, tokens=0)
+        encoder = with_tokens(_get(plain, device), spec.tokens) if spec.tokens else build(spec, device=device)
+        while len(_encoders) >= MOST_ENCODERS:
+            _encoders.pop(next(iter(_encoders)))
+        _encoders[spec, device] = encoder
+    return _encoders[spec, device]
+
+
 def _outputs(task: Task, claims: contextlib.ExitStack) -> tuple[list[_Output], Task | None]:
     """Claim the arrays of the task that lack the chunk, with their encoders; what others are on is given back as a task."""
     layout = Layout(task.store)
@@ -195,7 +228,7 @@ def _outputs(task: Task, claims: contextlib.ExitStack) -> tuple[list[_Output], T
             if array.receipt(task.chunk) is None:
                 busy.append((key, spec))
             continue
-        encoder = _encoder(spec, task.device)
+        encoder = get(spec, task.device)
         if encoder.weights != array.recipe.weights:
             raise InputError(
                 f"worker built {spec.name} with weights {encoder.weights}, the array has {array.recipe.weights}"
@@ -203,15 +236,6 @@ def _outputs(task: Task, claims: contextlib.ExitStack) -> tuple[list[_Output], T
         values = np.empty((len(array.rows(task.chunk)), array.shape[1]), dtype=np.float32)
         outputs.append(_Output(array, encoder, values))
     return outputs, dataclasses.replace(task, jobs=tuple(busy)) if busy else None
-
-
-def _encoder(spec: EncoderSpec, device: str) -> Encoder:
-    with _lock:  # two threads of one worker must not build the same model twice
-        if (spec, device) not in _encoders:
-            while len(_encoders) >= MOST_ENCODERS:
-                _encoders.pop(next(iter(_encoders)))
-            _encoders[spec, device] = build(spec, device=device)
-        return _encoders[spec, device]
 
 
 @functools.cache

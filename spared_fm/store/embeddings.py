@@ -20,7 +20,7 @@ from spared_fm.errors import InputError
 from spared_fm.store import recipe as recipes
 from spared_fm.store.commit import checksum, commit
 from spared_fm.store.grid import CHUNK_ROWS, PROFILES, array_metadata
-from spared_fm.store.layout import FORMAT, Layout
+from spared_fm.store.layout import FORMAT, GROUP, TOKENS, Layout
 from spared_fm.store.mapped import MappedRows
 from spared_fm.store.recipe import Recipe
 
@@ -37,7 +37,7 @@ class IncompleteError(InputError):
 
 
 class EmbeddingArray:
-    """One encoder's embeddings of one slide, ``slides/<slide>/obsm/<key>``.
+    """One encoder's embeddings of one slide, ``slides/<slide>/obsm/<key>``, or token grids, ``slides/<slide>.tokens/<key>``.
 
     Open with :meth:`open`, make with :meth:`plan`.
 
@@ -134,6 +134,8 @@ class EmbeddingArray:
                 },
             }
             profile = profile or ("local" if layout.is_local else "cloud")
+            if key.startswith(f"{TOKENS}/"):
+                layout.files.put_if_absent(f"{layout.tokens(slide)}/zarr.json", GROUP)
             metadata = array_metadata((n_spots, dim), chunk_rows, recipe.store_dtype, profile, attributes)
             layout.files.put_if_absent(f"{node}/zarr.json", metadata)
         array = cls(layout, slide, key)

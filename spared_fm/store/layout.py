@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FORMAT = "spared-fm"
 FORMAT_VERSION = 1
 DATA = "data.zarr"
+TOKENS = "tokens"
+"""Keys of token grids begin with it: ``tokens/<key>`` lies in ``slides/<slide>.tokens/<key>``, outside the AnnData node."""
 REVISION = f"{FORMAT}-revision"
 """Attribute beside ours that counts the changes of a node's record."""
 UPDATE_LEASE_S = LEASE_S
@@ -31,7 +33,7 @@ UPDATE_LEASE_S = LEASE_S
 _POLL_S = (0.01, 0.5)  # between looks at a record that another writer is changing: at first, at most
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]*")  # an array of another recipe: <slug>@<8 hex>
-_GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2).encode()
+GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2).encode()
 
 
 def check_name(name: str, what: str) -> str:
@@ -45,7 +47,11 @@ def check_name(name: str, what: str) -> str:
         The kind of thing, for the message (``"slide"``, ``"cohort"`` …).
     """
     allowed = _KEY if what == "embedding" else _NAME
-    if not allowed.fullmatch(name):
+    if what == "slide" and name.endswith(f".{TOKENS}"):
+        raise InputError(
+            f"slide name {name!r} may not end with .{TOKENS}, where token grids lie: try {name[:-7] + '_' + TOKENS!r}"
+        )
+    if not allowed.fullmatch(name.removeprefix(f"{TOKENS}/") if what == "embedding" else name):
         suggestion = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-") or "x"
         raise InputError(
             f"{what} name {name!r} may only use A-Z a-z 0-9 . _ - and starts with a letter or digit: try {suggestion!r}"
@@ -60,6 +66,16 @@ def slug(encoder: str) -> str:
     'timm.vit_small_patch16_224'
     """
     return re.sub(r"[^A-Za-z0-9._@-]+", "_", encoder.replace(":", ".")).strip("._")
+
+
+def key_name(encoder: str) -> str:
+    """Turn an encoder's name, with ``tokens/`` before it for its token grid, into an array key.
+
+    >>> key_name("tokens/timm:vit_small_patch16_224")
+    'tokens/timm.vit_small_patch16_224'
+    """
+    grid = f"{TOKENS}/" if encoder.startswith(f"{TOKENS}/") else ""
+    return grid + slug(encoder.removeprefix(grid))
 
 
 class Layout:
@@ -143,7 +159,7 @@ class Layout:
         attributes = {FORMAT: {"format_version": FORMAT_VERSION}}
         root_group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
         for group in ("slides", "cohorts"):
-            layout.files.put_if_absent(f"{DATA}/{group}/zarr.json", _GROUP)
+            layout.files.put_if_absent(f"{DATA}/{group}/zarr.json", GROUP)
         # The marker comes last: before it there is no store, after it the store is whole.
         layout.files.put_if_absent(f"{DATA}/zarr.json", json.dumps(root_group, indent=2).encode())
         return cls.open(root)
@@ -157,8 +173,14 @@ class Layout:
         return f"{DATA}/cohorts/{cohort}"
 
     def embedding(self, slide: str, key: str) -> str:
-        """Key of an embedding array."""
+        """Key of an embedding array, or of a token grid (``tokens/<key>``)."""
+        if key.startswith(f"{TOKENS}/"):
+            return f"{self.tokens(slide)}/{key.removeprefix(f'{TOKENS}/')}"
         return f"{self.slide(slide)}/obsm/{key}"
+
+    def tokens(self, slide: str) -> str:
+        """Key of the folder of a slide's token grids: beside the slide, since AnnData would load them with it."""
+        return f"{self.slide(slide)}.{TOKENS}"
 
     def head(self, cohort: str, run: str) -> str:
         """Key of a fitted head's folder."""
@@ -259,8 +281,9 @@ class Layout:
         return self._nodes(f"{DATA}/cohorts")
 
     def embeddings(self, slide: str) -> list[str]:
-        """Keys of a slide's embedding arrays, sorted."""
-        return self._nodes(f"{self.slide(slide)}/obsm")
+        """Keys of a slide's embedding arrays, sorted, then those of its token grids."""
+        grids = [f"{TOKENS}/{name}" for name in self._nodes(self.tokens(slide))]
+        return [*self._nodes(f"{self.slide(slide)}/obsm"), *grids]
 
     def _nodes(self, parent: str) -> list[str]:
         return [name for name in self.files.list(parent) if self.attributes(f"{parent}/{name}") is not None]

@@ -59,7 +59,9 @@ class MappedRows:
         """Read-only view of chunk ``k``, shape (rows in the chunk, dim)."""
         mapped = self._maps.get(k)
         if mapped is None:
-            mapped = np.memmap(self.chunk_file(k), dtype=self.dtype, mode="r", shape=(self.chunk_rows, self.shape[1]))
+            shape = (self.chunk_rows, self.shape[1])
+            # a plain view: every slice of numpy's memmap class is dear
+            mapped = np.asarray(np.memmap(self.chunk_file(k), dtype=self.dtype, mode="r", shape=shape))
             self._maps[k] = mapped
             if len(self._maps) > MAPPED_CHUNKS:
                 self._maps.popitem(last=False)
@@ -70,16 +72,16 @@ class MappedRows:
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Copy ``rows`` (any order, repeats allowed) into an array of shape (len(rows), dim)."""
         out = np.empty((len(rows), self.shape[1]), dtype=self.dtype)
-        in_order = bool((np.diff(rows) >= 0).all())
-        order = np.arange(len(rows)) if in_order else np.argsort(rows, kind="stable")
-        ordered = rows[order]
-        chunks = ordered // self.chunk_rows
+        # A row as one opaque item: numpy copies it whole, where indexing along an axis pays for every row (measured: a
+        # gather of random rows takes 1.1 times as long as from one memory map, against 2.1).
+        row = np.dtype((np.void, self.shape[1] * self.dtype.itemsize))
+        target = out.view(row)[:, 0]
+        chunks, local = np.divmod(rows, self.chunk_rows)
+        if self.shape[0] <= self.chunk_rows << 16:
+            chunks = chunks.astype(np.uint16)  # sorted by radix
+        order = np.argsort(chunks, kind="stable")
+        chunks, local = chunks[order].astype(np.int64), local[order]
         edges = np.flatnonzero(np.diff(chunks, prepend=-1, append=-1))  # where each chunk's run starts, and the end
-        for start, stop in pairwise(edges):
-            k = int(chunks[start])
-            local = ordered[start:stop] - k * self.chunk_rows
-            if in_order:  # straight into place; "clip" spares a buffer, and every row is inside
-                np.take(self.chunk(k), local, axis=0, out=out[start:stop], mode="clip")
-            else:
-                out[order[start:stop]] = self.chunk(k)[local]
+        for start, stop in pairwise(edges.tolist()):
+            target[order[start:stop]] = self.chunk(int(chunks[start])).view(row)[:, 0].take(local[start:stop])
         return out

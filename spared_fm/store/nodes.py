@@ -109,6 +109,18 @@ def _without(attributes: dict[str, Any], layer: str) -> dict[str, Any]:
     return {name: record for name, record in attributes.get("layers", {}).items() if name != layer}
 
 
+def read_rows(layout: Layout, key: str, rows: range | None = None) -> np.ndarray:
+    """Read consecutive rows (all by default) of a dense array below a node; only the chunks they lie in are fetched."""
+    array = zarr.open_array(layout.zarr_store(key), mode="r", zarr_format=3)
+    return np.asarray(array[:] if rows is None else array[rows.start : rows.stop])
+
+
+def read_index(layout: Layout, key: str, rows: range | None = None) -> np.ndarray:
+    """Read the index (object array of str) of a data frame below a node, or consecutive rows of it."""
+    name = zarr.open_group(layout.zarr_store(key), mode="r", zarr_format=3).attrs["_index"]
+    return read_rows(layout, f"{key}/{name}", rows)
+
+
 def _chunks(value: Any) -> dict[str, Any]:
     if isinstance(value, np.ndarray) and value.ndim == 2 and value.size:
         return {"chunks": (min(MATRIX_ROWS, value.shape[0]), value.shape[1])}

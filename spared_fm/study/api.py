@@ -59,6 +59,16 @@ class Study:
         array.check_current()
         return array.read(rows)
 
+    def tokens(self, slide: str, encoder: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
+        """Token grids of a slide's spots, shape (spots, g, g, width); raises where a chunk is unfinished."""
+        from spared_fm.store.embeddings import EmbeddingArray
+        from spared_fm.study.encode import find_key
+
+        array = EmbeddingArray(self.layout, slide, find_key(self.layout, [slide], f"tokens/{encoder}"))
+        array.check_current()
+        grid, values = array.attributes["tokens"], array.read(rows)
+        return values.reshape(len(values), grid, grid, -1)
+
     def cohort_data(self, name: str) -> ad.AnnData:
         """Read a cohort: spots × panel genes with its registered layers."""
         from spared_fm.study.cohort import cohort_data
@@ -88,6 +98,18 @@ class Study:
         from spared_fm.study.forecast import forecast
 
         return forecast(self.layout, encoders, **options)
+
+    def import_features(self, files: str | Path | Sequence[str | Path], **options: Any) -> list[dict[str, Any]]:
+        """Import vectors other tools made; see :func:`spared_fm.study.import_features.import_features`."""
+        from spared_fm.study.import_features import import_features
+
+        return import_features(self.layout, files, **options)
+
+    def export(self, slides: str | Sequence[str] | None = None, **options: Any) -> list[dict[str, Any]]:
+        """Write embeddings for other tools; see :func:`spared_fm.study.export.export`."""
+        from spared_fm.study.export import export
+
+        return export(self.layout, slides, **options)
 
     def cohort(self, name: str, **options: Any) -> dict[str, Any]:
         """Make a cohort; see :func:`spared_fm.study.cohort.cohort`."""

@@ -6,16 +6,15 @@ import dataclasses
 import fnmatch
 from typing import TYPE_CHECKING, Any
 
-from spared_fm.encoders.spec import resolve
 from spared_fm.errors import InputError
-from spared_fm.slides.patches import PatchSpec
-from spared_fm.store.layout import slug
+from spared_fm.store.embeddings import EmbeddingArray
+from spared_fm.store.layout import key_name
 from spared_fm.study.progress import bar
 from spared_fm.study.runs import record_run
+from spared_fm.study.wanted import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from spared_fm.extract.run import Summary
     from spared_fm.store.layout import Layout
@@ -26,20 +25,12 @@ def encode(
     encoders: str | Sequence[str],
     *,
     slides: str | Sequence[str] | None = None,
-    weights: str | Path | None = None,
-    seed: int = 0,
-    key: str | Sequence[str] | None = None,
-    patch_um: float = 112.0,
-    patch_px: int = 224,
     device: str = "cpu",
     workers: int = 0,
     scheduler: str | None = None,
-    chunk_rows: int | None = None,
-    batch_size: int = 32,
-    threads: int = 1,
-    store_dtype: str = "float16",
     max_upsample: float | None = None,
     progress: bool = False,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Encode slides once with each encoder, reading each patch once; finished chunks are never computed again.
 
@@ -48,76 +39,58 @@ def encode(
     layout
         The store.
     encoders
-        Encoder names (``stain-bank``, ``timm:<model>``).
+        Encoder names (``uni``, ``stain-bank``, ``timm:<model>``).
     slides
         Glob or ids of slides; by default all slides that have an image.
-    weights, seed
-        See :func:`spared_fm.encoders.spec.resolve`.
-    key
-        Array key instead of the encoder's own; one per encoder.
-    patch_um, patch_px
-        Patch side in µm and in pixels after resampling; their ratio is the mpp.
     device
         ``cpu``, ``cuda``, ``mps``.
     workers, scheduler
         See :func:`spared_fm.extract.run.run`.
-    chunk_rows, batch_size, threads
-        Fixed in new arrays for their life; ``threads`` is inside one forward pass, and batches run side by side on all cores.
-    store_dtype
-        ``float16`` (default; changed to ``float32`` on overflow) or ``float32``.
     max_upsample
         Refuse slides whose patches would be enlarged by more than this factor; by default more than 2 is warned of.
     progress
         Show a bar with patches/s.
+    **options
+        How the vectors are made, see :class:`spared_fm.study.wanted.Wanted`: ``weights``, ``patch_um``, ``views``, ``tokens`` …
 
     Returns
     -------
     list of dict
-        One row per encoder: encoder, key, recipe_id, dim, slides, patches (encoded now), chunks_done_before, seconds,
-        patches_per_second, stages (seconds per stage, summed over cores, of all encoders together), absent, warnings.
+        One row per array: encoder, key, recipe_id, dim, slides, patches (encoded now), chunks_done_before, seconds,
+        patches_per_second, stages (seconds per stage, summed over cores, of all encoders together), absent, failed (slide →
+        reason, of slides left out), warnings.
 
     Raises
     ------
     InputError
         Unknown encoder or slide, no image, weights that don't fit, a key taken by another recipe.
     """
-    names = [encoders] if isinstance(encoders, str) else list(encoders)
-    if weights is not None and len(names) > 1:
-        raise InputError("--weights goes with one --encoder")
     if workers < 0:
         raise InputError("--workers must be 0 (in this process) or more")
-    if store_dtype not in ("float16", "float32"):
-        raise InputError(f"store dtype {store_dtype!r} is not float16 or float32")
-    keys = [key] if isinstance(key, str) else list(key) if key else None
-    if keys and len(keys) != len(names):
-        raise InputError(f"{len(keys)} --key for {len(names)} --encoder; give one each")
-    specs = [resolve(name, weights, seed=seed) for name in names]
-    patch = PatchSpec(patch_um, patch_px)
+    wanted = Wanted(encoders, **options)
+    jobs = wanted.jobs()
     chosen = choose_slides(layout, slides, with_image=True)
 
-    from spared_fm.encoders.builder import build
     from spared_fm.extract.plan import make_plan
     from spared_fm.extract.run import run
-    from spared_fm.extract.task import EmbeddingOverflowError, cores, keep
+    from spared_fm.extract.task import EmbeddingOverflowError, cores, get
 
     # A login node has no GPU: there the encoder is built for its recipe only, and the cluster's workers use the device.
-    built = [dataclasses.replace(build(spec, device="cpu" if scheduler else device), device=device) for spec in specs]
-    if not scheduler and not workers:
-        for encoder in built:
-            keep(encoder)
-    dtypes = [store_dtype] * len(built)
+    here = "cpu" if scheduler else device
+    built = [dataclasses.replace(get(job.spec, here), device=device) for job in jobs]
+    dtypes = [wanted.store_dtype] * len(built)
     overflows: list[str] = []
     while True:
         plan = make_plan(
             layout,
             chosen,
             built,
-            patch,
-            keys=keys,
-            chunk_rows=chunk_rows,
-            batch_size=batch_size,
-            threads=threads,
-            streams=max(1, cores() // threads // workers) if workers else 0,
+            [job.patch for job in jobs],
+            keys=[job.key for job in jobs],
+            chunk_rows=wanted.chunk_rows,
+            batch_size=wanted.batch_size,
+            threads=wanted.threads,
+            streams=max(1, cores() // wanted.threads // workers) if workers else 0,
             store_dtypes=dtypes,
             max_upsample=max_upsample,
         )
@@ -130,6 +103,7 @@ def encode(
             if dtypes[position] == "float32":
                 raise InputError(f"{error}; this encoder's output has no use") from error
             dtypes[position] = "float32"
+            _drop_unfinished(layout, chosen, error.key)
             overflows.append(f"{error}: stored as float32 instead")
     warnings = [*plan.warnings, *overflows, *_quarantined(summary)]
     rows = [
@@ -138,13 +112,14 @@ def encode(
             "key": name,
             "recipe_id": recipe.id,
             "dim": encoder.dim,
-            "slides": len(chosen),
+            "slides": len(chosen) - len(plan.failed),
             "patches": summary.patches,
             "chunks_done_before": plan.done,
             "seconds": round(summary.wall, 3),
             "patches_per_second": round(summary.patches / summary.wall, 2) if summary.patches else None,
             "stages": {stage: round(value, 3) for stage, value in summary.seconds.items()},
             "absent": sum(len(rows) for rows in summary.absent.values()),
+            "failed": plan.failed,
             "warnings": warnings if position == 0 else [],
         }
         for position, (encoder, name, recipe) in enumerate(zip(built, plan.keys, plan.recipes, strict=True))
@@ -174,6 +149,13 @@ def _quarantined(summary: Summary) -> list[str]:
         f"{rows[min(rows)]})"
         for slide, rows in sorted(summary.absent.items())
     ]
+
+
+def _drop_unfinished(layout: Layout, slides: Sequence[str], key: str) -> None:
+    """Remove arrays that can never be finished, so that nobody waits for them under the encoder's own name."""
+    for slide in slides:
+        if layout.attributes(layout.embedding(slide, key)) is not None and EmbeddingArray(layout, slide, key).missing():
+            layout.files.remove(layout.embedding(slide, key))
 
 
 def choose_slides(layout: Layout, slides: str | Sequence[str] | None, *, with_image: bool = False) -> list[str]:
@@ -219,8 +201,12 @@ def find_key(layout: Layout, slides: Sequence[str], encoder: str) -> str:
         A slide has no such embeddings, or several arrays fit.
     """
     keys = layout.embeddings(slides[0])
-    exact = [key for key in dict.fromkeys((encoder, slug(encoder))) if key in keys]
-    fits = exact[:1] or [key for key in keys if key.split("@")[0] == slug(encoder)]
+    plain = key_name(encoder)
+    exact = [key for key in dict.fromkeys((encoder, plain)) if key in keys]
+    fits = exact + [key for key in keys if key.split("@")[0] == plain and key not in exact]
+    shared = [key for key in fits if all(key in layout.embeddings(slide) for slide in slides[1:])]
+    # the plain name is the default recipe's, where all slides have it
+    fits = shared[:1] if set(shared[:1]) & set(exact) else shared or fits
     if len(fits) > 1:
         raise InputError(f"slide {slides[0]}: several embeddings fit {encoder!r}: name one of {', '.join(fits)}")
     if not fits:

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spared_fm.encoders.spec import resolve
-from spared_fm.slides.patches import PatchSpec
 from spared_fm.store.embeddings import PROFILES, EmbeddingArray, slide_record
 from spared_fm.study.encode import choose_slides
+from spared_fm.study.wanted import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from spared_fm.encoders.builder import Encoder
     from spared_fm.store.layout import Layout
@@ -28,38 +26,32 @@ def forecast(
     encoders: str | Sequence[str],
     *,
     slides: str | Sequence[str] | None = None,
-    weights: str | Path | None = None,
-    seed: int = 0,
-    key: str | Sequence[str] | None = None,
-    patch_um: float = 112.0,
-    patch_px: int = 224,
     device: str = "cpu",
     workers: int = 0,
-    chunk_rows: int | None = None,
-    batch_size: int = 32,
-    threads: int = 1,
-    store_dtype: str = "float16",
     probe_s: float = PROBE_S,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Say what :func:`spared_fm.study.encode.encode` with the same arguments would do; nothing is written.
 
     The time comes from a short probe of each encoder on synthetic patches, on all cores of this machine: it leaves out the
-    reading of patches (which runs beside the forward pass) and other machines' workers.
+    reading of patches (which runs beside the forward pass) and other machines' workers. Where several arrays are filled in
+    one pass, the times add up to more than the pass takes.
 
     Parameters
     ----------
     layout
         The store.
-    encoders, slides, weights, seed, key, patch_um, patch_px, device, workers, chunk_rows, batch_size, threads, store_dtype
-        As for ``encode``. Arrays that exist keep their own rows per chunk; local
-        workers share the cores that the probe uses, so their number changes nothing.
+    encoders, slides, device, workers
+        As for ``encode``. Local workers share the cores that the probe uses, so their number changes nothing.
     probe_s
         Seconds to probe each encoder.
+    **options
+        See :class:`spared_fm.study.wanted.Wanted`. Arrays that exist keep their own rows per chunk.
 
     Returns
     -------
     list of dict
-        One row per encoder: encoder, key, slides, patches (to encode), patches_done, chunks, bytes (to write),
+        One row per array: encoder, key, slides, patches (to encode), patches_done, chunks, bytes (to write),
         patches_per_second (of the probe), seconds (estimate).
 
     Raises
@@ -67,28 +59,27 @@ def forecast(
     InputError
         Unknown encoder or slide.
     """
-    names = [encoders] if isinstance(encoders, str) else list(encoders)
-    keys = [key] if isinstance(key, str) else list(key) if key else [None] * len(names)
-    specs = [resolve(name, weights, seed=seed) for name in names]
-    patch = PatchSpec(patch_um, patch_px)
+    wanted = Wanted(encoders, **options)
+    jobs = wanted.jobs()
     chosen = choose_slides(layout, slides, with_image=True)
 
-    from spared_fm.encoders.builder import build
-    from spared_fm.extract.plan import array_key, make_recipe
+    from spared_fm.extract.plan import array_key, default_chunk_rows, make_recipe
+    from spared_fm.extract.task import get
 
     rows = []
-    for spec, given in zip(specs, keys, strict=True):
-        encoder = build(spec, device=device)
-        name = given or array_key(make_recipe(encoder, patch, store_dtype), spec)
+    built = [get(job.spec, device) for job in jobs]
+    chunk_rows = wanted.chunk_rows or default_chunk_rows(built)
+    for job, encoder in zip(jobs, built, strict=True):
+        name = job.key or array_key(make_recipe(encoder, job.patch, wanted.store_dtype), job.spec)
         patches = done = chunks = size = 0
         for slide in chosen:
-            missing, finished, chunk_bytes = _left(layout, slide, name, chunk_rows, encoder.dim, store_dtype)
+            missing, finished, chunk_bytes = _left(layout, slide, name, chunk_rows, encoder.dim, wanted.store_dtype)
             patches, done = patches + sum(missing), done + finished
             chunks, size = chunks + len(missing), size + chunk_bytes * len(missing)
-        rate = probe(encoder, patch.px, batch_size, threads, probe_s) if patches else None
+        rate = probe(encoder, job.patch.px, wanted.batch_size, wanted.threads, probe_s) if patches else None
         rows.append(
             {
-                "encoder": spec.name,
+                "encoder": job.spec.name,
                 "key": name,
                 "slides": len(chosen),
                 "patches": patches,

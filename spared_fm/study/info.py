@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spared_fm.store.embeddings import EmbeddingArray, slide_record
+from spared_fm.store.layout import TOKENS
 from spared_fm.study.runs import last_runs
 from spared_fm.study.usage import entries, total
 
@@ -85,11 +86,15 @@ def info(layout: Layout) -> dict[str, Any]:
 
 
 def _sizes(layout: Layout, slide: str) -> dict[str, int]:
-    """Bytes by name in the slide's ``obsm``; what lies elsewhere in the slide is under the empty name."""
+    """Bytes by array key; what else the slide takes is under other names."""
     node = layout.slide(slide)
     sizes: dict[str, int] = {}
     for entry in entries(layout, node):
         parts = entry.key.removeprefix(f"{node}/").split("/")
         name = parts[1] if parts[0] == "obsm" and len(parts) > 2 else ""
+        sizes[name] = sizes.get(name, 0) + entry.bytes
+    grids = layout.tokens(slide)
+    for entry in entries(layout, grids):
+        name = f"{TOKENS}/{entry.key.removeprefix(f'{grids}/').split('/')[0]}"
         sizes[name] = sizes.get(name, 0) + entry.bytes
     return sizes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spared_fm.errors import InputError
-from spared_fm.store.layout import slug
+from spared_fm.store.layout import key_name
 from spared_fm.study.encode import choose_slides
 from spared_fm.study.usage import total
 
@@ -95,15 +95,20 @@ def _slides(layout: Layout, slides: list[str], force: bool) -> list[tuple[str, s
                     f"slide {used[0]} is used by cohort {cohort!r}; remove that first (`spared-fm rm --cohort {cohort}`), "
                     "or use --force"
                 )
-    return [("slide", slide, layout.slide(slide)) for slide in slides]
+    grids = [slide for slide in slides if layout.files.exists(layout.tokens(slide))]
+    return [
+        *(("tokens", slide, layout.tokens(slide)) for slide in grids),
+        *(("slide", slide, layout.slide(slide)) for slide in slides),
+    ]
 
 
 def _embeddings(layout: Layout, slides: list[str], encoder: str) -> list[tuple[str, str, str]]:
     doomed = []
     for slide in slides:
         keys = layout.embeddings(slide)
-        exact = [key for key in dict.fromkeys((encoder, slug(encoder))) if key in keys]
-        fits = exact[:1] or [key for key in keys if key.split("@")[0] == slug(encoder)]
+        plain = key_name(encoder)
+        exact = [key for key in dict.fromkeys((encoder, plain)) if key in keys]
+        fits = exact[:1] or [key for key in keys if key.split("@")[0] == plain]
         if len(fits) > 1:
             raise InputError(f"slide {slide}: several embeddings fit {encoder!r}: name one of {', '.join(fits)}")
         doomed += [("embedding", f"{slide}/{key}", layout.embedding(slide, key)) for key in fits]

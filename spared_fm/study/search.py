@@ -176,11 +176,13 @@ def _spot_query(
 
 def _image_query(array: EmbeddingArray, path: Path, weights: str | Path | None, mpp: float | None) -> np.ndarray:
     from spared_fm.encoders.builder import build
-    from spared_fm.encoders.spec import resolve
+    from spared_fm.encoders.spec import from_settings
     from spared_fm.slides.images import open_image
     from spared_fm.slides.patches import PatchReader, PatchSpec
 
     recipe = array.recipe
+    if recipe.transform.get("unverified"):
+        raise InputError(f"{array.key!r} were imported, so an image can't be encoded the same way; query with --spot")
     with open_image(path) as image:
         level = image.levels[0]
         side = min(level.width, level.height)
@@ -191,7 +193,7 @@ def _image_query(array: EmbeddingArray, path: Path, weights: str | Path | None, 
             )
         reader = PatchReader(image, mpp or spec.um / side, spec)
         patch = reader.read_one(level.width / 2 - 0.5, level.height / 2 - 0.5)
-    encoder = build(resolve(array.attributes["encoder_argument"], weights, seed=array.attributes.get("seed", 0)))
+    encoder = build(from_settings(array.attributes, weights))
     if encoder.weights != recipe.weights:
         raise InputError(
             f"{array.key!r} was made with other weights than the encoder has now; give them with --weights FILE"

@@ -10,7 +10,8 @@ from spared_fm.errors import InputError
 from spared_fm.store.claims import CLAIMS
 from spared_fm.store.commit import receipt_key, withdraw
 from spared_fm.store.embeddings import EmbeddingArray
-from spared_fm.store.layout import slug
+from spared_fm.store.files import COMMIT
+from spared_fm.store.layout import TOKENS, key_name
 from spared_fm.store.verify import check_chunk, verify_array
 from spared_fm.study.encode import choose_slides
 from spared_fm.study.progress import bar
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from spared_fm.store.layout import Layout
 
 Row = dict[str, Any]
+ABSENT = "absent"
 
 
 def verify(
@@ -59,8 +61,9 @@ def verify(
     -------
     list of dict
         One row per problem: slide (or cohort), key (array, or head run), chunk (None for a whole array, cohort or head), kind
-        (see :class:`spared_fm.store.verify.Problem`; also ``array``, ``drift``, ``head``), problem (one line), and after a
-        repair ``repaired`` and ``note``. Empty when all is well. Chunks not yet encoded are no problem.
+        (see :class:`spared_fm.store.verify.Problem`; also ``array``, ``drift``, ``head``, and ``absent``: patches that could
+        not be read, which is no damage, and which a repair tries again), problem (one line), and after a repair ``repaired``
+        and ``note``. Empty when all is well. Chunks not yet encoded are no problem.
 
     Raises
     ------
@@ -71,8 +74,9 @@ def verify(
     chosen = choose_slides(layout, slides) if slides is not None or layout.slides() else []
     arrays: list[EmbeddingArray] = []
     for slide in chosen:
-        for key in layout.files.list(f"{layout.slide(slide)}/obsm"):
-            if encoder is not None and encoder != key and key.split("@")[0] != slug(encoder):
+        grids = [f"{TOKENS}/{name}" for name in layout.files.list(layout.tokens(slide)) if name != COMMIT]
+        for key in [*layout.files.list(f"{layout.slide(slide)}/obsm"), *grids]:
+            if encoder is not None and encoder != key and key.split("@")[0] != key_name(encoder):
                 continue
             try:
                 if layout.attributes(layout.embedding(slide, key)) is not None:
@@ -100,10 +104,24 @@ def _check(array: EmbeddingArray) -> list[Row]:
         array.check_current()
     except InputError as error:
         return [_row(array.slide, array.key, None, "drift", str(error))]
-    return [
+    rows = [
         _row(array.slide, array.key, p.chunk, p.kind, f"chunk {p.chunk} of {array.slide}/{array.key} {p.text}")
         for p in verify_array(array)
     ]
+    damaged = {row["chunk"] for row in rows}
+    for k in sorted(set(range(array.n_chunks)) - damaged):
+        rows += _absent(array, k)
+    return rows
+
+
+def _absent(array: EmbeddingArray, k: int) -> list[Row]:
+    """One row for a whole chunk with patches that could not be read."""
+    lost = (array.receipt(k) or {}).get("absent") or {}
+    if not lost:
+        return []
+    first = next(iter(lost))
+    text = f"chunk {k} of {array.slide}/{array.key} has {len(lost)} absent rows (first: row {first}, {lost[first]})"
+    return [_row(array.slide, array.key, k, ABSENT, text)]
 
 
 def _drift(layout: Layout) -> Iterator[Row]:
@@ -162,6 +180,11 @@ def _repair(array: EmbeddingArray, rows: list[Row], weights: str | Path | None, 
         row |= {"repaired": False, "note": None if row["chunk"] is not None else "not repairable; see the problem"}
     if not damaged:
         return
+    if array.recipe.transform.get("unverified"):
+        for row in rows:
+            source = array.attributes["source"]["name"]
+            row["note"] = f"imported from {source}: `spared-fm import-features` with that file mends it"
+        return
 
     from spared_fm.extract.plan import array_key, make_plan, make_recipe
     from spared_fm.extract.run import run
@@ -187,7 +210,8 @@ def _repair(array: EmbeddingArray, rows: list[Row], weights: str | Path | None, 
     run(plan())
     for row in rows:
         k = row["chunk"]
-        row["repaired"] = check_chunk(array, k) is None
+        after = EmbeddingArray(layout, array.slide, array.key)  # with no receipt from before
+        row["repaired"] = check_chunk(array, k) is None and not (row["kind"] == ABSENT and _absent(after, k))
         row["note"] = _compare(before[k], _receipt(array, k))
         if row["repaired"]:
             for name in layout.files.list(f"{array.node}/{CLAIMS}"):
@@ -197,14 +221,13 @@ def _repair(array: EmbeddingArray, rows: list[Row], weights: str | Path | None, 
 
 def _encoder(array: EmbeddingArray, weights: str | Path | None, device: str) -> Encoder:
     from spared_fm.encoders.builder import build
-    from spared_fm.encoders.spec import resolve
+    from spared_fm.encoders.spec import from_settings
 
-    name = array.attributes.get("encoder_argument", array.recipe.encoder)
-    encoder = build(resolve(name, weights, seed=array.attributes.get("seed", 0)), device=device)
+    encoder = build(from_settings(array.attributes, weights), device=device)
     if encoder.weights != array.recipe.weights:
         raise InputError(
-            f"slide {array.slide}: embeddings {array.key!r} were made with weights {array.recipe.weights}, {name} has "
-            f"{encoder.weights} here; repair with --weights and the file they came from"
+            f"slide {array.slide}: embeddings {array.key!r} were made with weights {array.recipe.weights}, "
+            f"{encoder.spec.name} has {encoder.weights} here; repair with --weights and the file they came from"
         )
     return encoder
 

@@ -46,7 +46,7 @@ def test_finding_the_key_of_an_encoder(copy: Callable[[], Study]):
 
 def test_bad_requests(study: Study):
     with pytest.raises(InputError, match="unknown encoder"):
-        study.encode("uni")
+        study.encode("unii")
     with pytest.raises(InputError, match="one --encoder"):
         study.encode(["timm:resnet18", "timm:resnet34"], weights="random")
     with pytest.raises(InputError, match="float8"):
