@@ -150,9 +150,20 @@ def doctor(
     store: Annotated[str | None, typer.Option("--store", "-s", help="Measure the disk where this store lies.")] = None,
     weights: Annotated[str | None, typer.Option(help="random, pretrained, or a file.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Instead prove that no network socket is opened, at import and at run.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure how far vectors move with batch size, threads and precision here, and describe the machine."""
+    if offline:
+        from spared_fm.study.offline import offline as prove
+
+        rows = prove(encoder, weights=weights)
+        print_result(rows, as_json)
+        if not rows[-1]["ok"]:
+            raise InputError(f"{rows[-1]['step']}: {rows[-1]['text']}")
+        return
     from spared_fm.store.layout import Layout
     from spared_fm.study.doctor import doctor as run
 

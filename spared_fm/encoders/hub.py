@@ -14,6 +14,30 @@ if TYPE_CHECKING:
 USUAL_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
+def cached(row: Row) -> bool:
+    """Whether the weights file of ``row`` lies in the cache, so that no network is needed."""
+    if not row.hub:
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    kind, repository = _repository(row)
+    found = (
+        try_to_load_from_cache(repository, name, revision=row.revision or None, repo_type=kind) for name in _files(row)
+    )
+    return any(isinstance(path, str) for path in found)
+
+
+def _repository(row: Row) -> tuple[str | None, str]:
+    """Kind and name of the repository, as huggingface_hub takes them."""
+    if row.hub.startswith("datasets/"):
+        return "dataset", row.hub.removeprefix("datasets/")
+    return None, row.hub
+
+
+def _files(row: Row) -> tuple[str, ...]:
+    return (row.file,) if row.file else USUAL_FILES
+
+
 def fetch(row: Row) -> Path:
     """Fetch the weights file of ``row``; ``HF_HUB_OFFLINE`` and the other settings of huggingface_hub hold.
 
@@ -27,11 +51,9 @@ def fetch(row: Row) -> Path:
         raise InputError(f"{row.name}: no published file can be fetched by itself; {elsewhere}")
     from huggingface_hub import errors, hf_hub_download
 
-    kind, repository = (
-        ("dataset", row.hub.removeprefix("datasets/")) if row.hub.startswith("datasets/") else (None, row.hub)
-    )
+    kind, repository = _repository(row)
     absent: Exception | None = None
-    for name in [row.file] if row.file else USUAL_FILES:
+    for name in _files(row):
         try:
             return Path(hf_hub_download(repository, name, revision=row.revision or None, repo_type=kind))
         except errors.GatedRepoError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import tempfile
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 BATCHES = (1, 2, 7, 32)
 THREADS = (1, 2)
+HALVES = ("bfloat16", "float16")
 PATCHES = 32
 PATCH_PX = 224
 DISK_MIB = 64
@@ -77,19 +79,18 @@ def moves(encoder: Encoder) -> list[dict[str, Any]]:
 
     patches = tissue_like(PATCHES, PATCH_PX)
     before = torch.get_num_threads()
-    device = torch.device(encoder.device).type
 
-    def encode(batch: int, threads: int, dtype: torch.dtype | None = None) -> np.ndarray:
+    def encode(batch: int, threads: int, dtype: str = "float32") -> np.ndarray:
         torch.set_num_threads(threads)
-        with torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None):
-            return np.concatenate([encoder.encode(patches[i : i + batch]) for i in range(0, PATCHES, batch)])
+        cast = dataclasses.replace(encoder, compute_dtype=dtype)
+        return np.concatenate([cast.encode(patches[i : i + batch]) for i in range(0, PATCHES, batch)])
 
     try:
         reference = encode(PATCHES, 1)
         rows = [compare("repeated", encode(PATCHES, 1), reference)]
         rows += [compare(f"batch size {n}", encode(n, 1), reference) for n in BATCHES if n != PATCHES]
         rows += [compare(f"threads {n}", encode(PATCHES, n), reference) for n in THREADS if n != 1]
-        rows.append(compare("bfloat16 autocast", encode(PATCHES, 1, torch.bfloat16), reference))
+        rows += [compare(f"{dtype} autocast", encode(PATCHES, 1, dtype), reference) for dtype in HALVES]
     finally:
         torch.set_num_threads(before)
     with np.errstate(over="ignore"):

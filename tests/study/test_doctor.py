@@ -23,6 +23,7 @@ def test_the_report(study: Study):
         "batch size 7",
         "threads 2",
         "bfloat16 autocast",
+        "float16 autocast",
         "float16 storage",
     ]
     assert moves["repeated"]["identical"]
