@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from typing import TYPE_CHECKING, Protocol
 
@@ -64,13 +65,13 @@ def patch_source(layout: Layout, slide: str, spec: PatchSpec, rows: range | None
     mpp, scale = record["mpp"], image["scale"]
     if image["kind"] != "patches":
         with _lock:
-            opened = _image(image["path"], record["fingerprint"])
+            opened = _image(image["path"], record["fingerprint"], _version(image["path"]))
         return PatchReader(opened, mpp, spec, scale=scale), read_rows(layout, f"{node}/obsm/spatial", rows)
     from spared_fm.slides.patchfiles import StoredPatchReader
 
     barcodes = read_index(layout, f"{node}/obs", rows)
     with _lock:
-        patches = _patches(image["path"], record["fingerprint"], slide)
+        patches = _patches(image["path"], record["fingerprint"], slide, _version(image["path"]))
     return StoredPatchReader(patches, list(barcodes), mpp / scale, spec), np.arange(len(barcodes))
 
 
@@ -104,17 +105,26 @@ def check_extent(slide: str, record: dict, spec: PatchSpec) -> None:
 
 
 @functools.lru_cache(maxsize=2)  # an untiled image is held decoded; chunks of one slide follow each other
-def _image(path: str, expected: str) -> ImageReader:
+def _image(path: str, expected: str, _: tuple[int, ...]) -> ImageReader:
     _check(path, expected)
     return open_image(path)
 
 
 @functools.lru_cache(maxsize=2)
-def _patches(path: str, expected: str, slide: str) -> PatchFile:
+def _patches(path: str, expected: str, slide: str, _: tuple[int, ...]) -> PatchFile:
     from spared_fm.slides.patchfiles import open_patches
 
     _check(path, expected)
     return open_patches(path, slide)
+
+
+def _version(path: str) -> tuple[int, ...]:
+    """Tell a file from the one that lay there before: what is open, or decoded, must not outlive its replacement."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return ()  # opening it says what is wrong
+    return state.st_ino, state.st_mtime_ns, state.st_size
 
 
 def _check(path: str, expected: str) -> None:

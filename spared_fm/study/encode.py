@@ -16,6 +16,7 @@ from spared_fm.study.wanted import Wanted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from spared_fm.encoders.builder import Encoder
     from spared_fm.extract.run import Summary
     from spared_fm.store.layout import Layout
 
@@ -105,7 +106,7 @@ def encode(
             dtypes[position] = "float32"
             _drop_unfinished(layout, chosen, error.key)
             overflows.append(f"{error}: stored as float32 instead")
-    warnings = [*plan.warnings, *overflows, *_quarantined(summary)]
+    warnings = [*_slow(built), *plan.warnings, *overflows, *_quarantined(summary)]
     rows = [
         {
             "encoder": encoder.spec.name,
@@ -140,6 +141,16 @@ def encode(
             },
         )
     return rows
+
+
+def _slow(encoders: Sequence[Encoder]) -> list[str]:
+    """One line per encoder that computes in half precision on a CPU."""
+    return [
+        f"encoder {encoder.spec.name} computes in {encoder.compute_dtype}, which is slow on a CPU: --precision float32 is "
+        "faster there, and another recipe"
+        for encoder in encoders
+        if encoder.device == "cpu" and encoder.compute_dtype != "float32"
+    ]
 
 
 def _quarantined(summary: Summary) -> list[str]:

@@ -155,11 +155,16 @@ def test_damage_that_the_fingerprint_can_not_see(make: Callable[..., Study], tmp
         pytest.fail("every tile lies in a sampled block")
     [row] = study.encode("stain-bank", **OPTIONS)
     check_quarantine(study, clean, row, column, line, image)
+    tried = study.verify(repair=True)
+    assert tried
+    assert not any(row["repaired"] for row in tried)  # still damaged: absent as before
+    assert chunks(study) != chunks(clean)
     overwrite(image, offset, original)
-    study.rm(slides="s", encoder="e")
-    [row] = study.encode("stain-bank", **OPTIONS)
-    assert (row["absent"], row["warnings"]) == (0, [])
+    mended = study.verify(repair=True)
+    assert {row["chunk"] for row in mended} == {row["chunk"] for row in tried}
+    assert all(row["kind"] == "absent" and row["repaired"] for row in mended)
     assert chunks(study) == chunks(clean)
+    assert study.verify() == []
 
 
 def test_a_slide_cut_short_after_ingest_is_refused_and_goes_on_when_it_is_back(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +43,21 @@ def test_finding_the_key_of_an_encoder(copy: Callable[[], Study]):
         find_key(layout, SLIDES, "uni")
     layout.files.remove(layout.embedding(SLIDES[0], ENCODER))
     assert find_key(layout, SLIDES[:1], ENCODER) == wide["key"]
+
+
+def test_one_bad_slide_does_not_cost_the_others(copy: Callable[[], Study], tmp_path: Path):
+    study = copy()
+    node = study.layout.slide(SLIDES[1])
+    gone = str(tmp_path / "gone.jpg")
+    study.layout.update_attributes(node, lambda known: {**known, "image": {**known["image"], "path": gone}})
+    [row] = study.encode(ENCODER, key="again")
+    assert row["slides"] == 2
+    assert set(row["failed"]) == {SLIDES[1]}
+    assert gone in row["failed"][SLIDES[1]]
+    assert "again" in study.layout.embeddings(SLIDES[0])
+    assert "again" not in study.layout.embeddings(SLIDES[1])
+    with pytest.raises(InputError, match=r"gone\.jpg"):
+        study.encode(ENCODER, slides=SLIDES[1], key="again")
 
 
 def test_bad_requests(study: Study):
