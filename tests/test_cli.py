@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -10,12 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from spared_fm import cli
 from spared_fm.cli import app
+from spared_fm.encoders.golden import SHIPPED, load
 
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
 
@@ -27,14 +30,14 @@ def run(*arguments: object, cwd: Path | None = None, **environment: str) -> subp
     )
 
 
-def fails(result: subprocess.CompletedProcess[str], pattern: str) -> None:
+def fails(result: subprocess.CompletedProcess[str], pattern: str, *, told: bool = False) -> None:
     assert result.returncode == 1, result
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert lines[-1].startswith("error: ")
     assert "internal error" not in lines[-1]
     assert "Traceback" not in result.stderr
     assert re.search(pattern, lines[-1]), lines[-1]
-    assert result.stdout == ""
+    assert told or result.stdout == ""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -42,6 +45,31 @@ def test_help_has_an_example(command: str):
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "160", "TERM": "dumb"})
     assert result.exit_code == 0
     assert f"Example: spared-fm {command}" in result.output.replace("`", "")
+
+
+def test_the_encoders(tmp_path: Path):
+    runner = CliRunner()
+    for arguments in (["encoders", "--help"], ["encoders", "verify", "--help"]):
+        result = runner.invoke(app, arguments, env={"COLUMNS": "160", "TERM": "dumb"})
+        assert f"Example: spared-fm {' '.join(arguments[:-1])}" in result.output.replace("`", "")
+    rows = json.loads(runner.invoke(app, ["encoders", "--name", "virchow*", "--json"]).stdout)
+    assert {row["name"] for row in rows} == {"virchow", "virchow-cls", "virchow2", "virchow2-cls"}
+    found = json.loads(runner.invoke(app, ["encoders", "verify", "stain-bank", "--json"]).stdout)
+    assert found["status"] == "same"
+    golden = load(SHIPPED)["stain-bank"]
+    golden[0]["vectors"] = base64.b64encode(np.ones(560, "<f4").tobytes()).decode()
+    (tmp_path / "golden.json").write_text(json.dumps({"stain-bank": golden}))
+    fails(run("encoders", "verify", "stain-bank", "--golden", tmp_path / "golden.json"), "golden vector", told=True)
+
+
+def test_the_data_sets():
+    runner = CliRunner()
+    for arguments in (["datasets", "--help"], ["datasets", "check", "--help"]):
+        result = runner.invoke(app, arguments, env={"COLUMNS": "160", "TERM": "dumb"})
+        assert f"Example: spared-fm {' '.join(arguments[:-1])}" in result.output.replace("`", "")
+    rows = json.loads(runner.invoke(app, ["datasets", "--name", "vicari*", "--json"]).stdout)
+    assert {row["name"] for row in rows} == {"vicari_mouse_brain", "vicari_human_striatium"}
+    assert runner.invoke(app, ["datasets"]).exit_code == 0
 
 
 def test_usage_errors_exit_with_2(tmp_path: Path):
@@ -108,7 +136,7 @@ def test_bad_input_is_one_line(tmp_path: Path, synthetic_slides: Path):
     fails(run("encode", "--store", tmp_path / "absent", "--encoder", "stain-bank"), "absent: no store here")
     fails(run("encode", "--store", slide, "--encoder", "stain-bank"), "no store here")
     fails(run("ingest", slide, "--store", slide), "other things in it")
-    fails(run("encode", "--store", store, "--encoder", "uni"), "unknown encoder 'uni'")
+    fails(run("encode", "--store", store, "--encoder", "unii"), "unknown encoder 'unii'")
     wrong = tmp_path / "w.pth"
     torch.save({"cls_token": torch.ones(1, 1, 7)}, wrong)
     fails(

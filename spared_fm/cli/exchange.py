@@ -1,4 +1,4 @@
-"""Commands that bring vectors in from other tools and take them out: import-features, export."""
+"""Commands that bring data in and take it out: fetch, import-spared, export-spared, import-features, export."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spared_fm.cli.output import AsJson, Store, print_result
+from spared_fm.cli.output import AsJson, Cohort, Store, print_result
 
 app = typer.Typer()
 
@@ -78,3 +78,50 @@ def export(
         slide, encoder=encoder, to=to, form=form, cohort=cohort, layer=layer, overwrite=overwrite, progress=True
     )
     print_result(rows, as_json)
+
+
+@app.command(epilog="Example: `spared-fm fetch 10xgenomic_human_brain --to downloads --store S`")
+def fetch(
+    name: Annotated[str, typer.Argument(help="Data set of SpaRED's, by name or abbreviation.", show_default=False)],
+    to: Annotated[Path, typer.Option(help="Folder for the downloads.", show_default=False)],
+    store: Annotated[str | None, typer.Option("--store", "-s", help="Also ingest the slides into this store.")] = None,
+    image: Annotated[bool, typer.Option("--image/--no-image", help="With the full-resolution images.")] = True,
+    urls: Annotated[Path | None, typer.Option(help="TOML file with addresses of your own.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Download public Visium samples, resuming what was cut off; later downloads must have the same content."""
+    from spared_fm.store.layout import Layout
+    from spared_fm.study.fetch import fetch as run
+
+    layout = Layout.create(store) if store else None
+    print_result(run(name, to, layout=layout, image=image, urls=urls, progress=True), as_json)
+
+
+@app.command("import-spared", epilog="Example: `spared-fm import-spared adata.h5ad --store S --name VMB`")
+def import_spared(
+    file: Annotated[Path, typer.Argument(help="SpaRED's adata.h5ad or adata_raw.h5ad.", show_default=False)],
+    store: Store,
+    name: Annotated[str, typer.Option("--name", "-n", help="Name of the cohort.", show_default=False)],
+    mpp: Annotated[float | None, typer.Option(help="µm per pixel of the coordinates, where not known.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a file of SpaRED's, unchanged in value: its slides, and all of it as a cohort."""
+    import spared_fm
+
+    print_result(spared_fm.open(store, create=True).import_spared(file, name, mpp=mpp, progress=True), as_json)
+
+
+@app.command("export-spared", epilog="Example: `spared-fm export-spared --store S --cohort VMB --to adata.h5ad`")
+def export_spared(
+    store: Store,
+    cohort: Cohort,
+    to: Annotated[Path, typer.Option(help="File to write.", show_default=False)],
+    patches: Annotated[bool, typer.Option("--patches/--no-patches", help="With the patches.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write an imported cohort as a file of SpaRED's again."""
+    import spared_fm
+
+    found = spared_fm.open(store).export_spared(cohort, to, patches=patches, overwrite=overwrite, progress=True)
+    print_result(found, as_json)

@@ -105,6 +105,24 @@ class Study:
 
         return import_features(self.layout, files, **options)
 
+    def import_spared(self, path: str | Path, name: str, **options: Any) -> dict[str, Any]:
+        """Add a file of SpaRED's as slides and a cohort; see :func:`spared_fm.study.spared_files.import_spared`."""
+        from spared_fm.study.spared_files import import_spared
+
+        return import_spared(self.layout, path, name, **options)
+
+    def export_spared(self, name: str, to: str | Path, **options: Any) -> dict[str, Any]:
+        """Write such a cohort as a file of SpaRED's; see :func:`spared_fm.study.spared_export.export_spared`."""
+        from spared_fm.study.spared_export import export_spared
+
+        return export_spared(self.layout, name, to, **options)
+
+    def fetch(self, name: str, to: str | Path, **options: Any) -> list[dict[str, Any]]:
+        """Download a data set and ingest it; see :func:`spared_fm.study.fetch.fetch`."""
+        from spared_fm.study.fetch import fetch
+
+        return fetch(name, to, layout=self.layout, **options)
+
     def export(self, slides: str | Sequence[str] | None = None, **options: Any) -> list[dict[str, Any]]:
         """Write embeddings for other tools; see :func:`spared_fm.study.export.export`."""
         from spared_fm.study.export import export

@@ -83,14 +83,15 @@ def ingest(
         raise InputError(f"--split {split!r} is not one of {', '.join(SPLITS)}")
     found = read_slides(path, slide=slide, image=image, spacing_um=spacing_um, min_tissue=min_tissue, mpp=mpp)
     return [
-        _ingest_one(layout, data, patient, split, mpp)
+        ingest_one(layout, data, patient, split, mpp)
         for data in track(found, "ingest", len(found), "slides", show=progress)
     ]
 
 
-def _ingest_one(
+def ingest_one(
     layout: Layout, data: SlideData, patient: str | None, split: str | None, mpp: float | None
 ) -> dict[str, Any]:
+    """Add one slide that has been read; gives its row of :func:`ingest`."""
     check_name(data.id, "slide")
     record, adata, warnings = _prepare(data, patient, split, mpp)
     node = layout.slide(data.id)
