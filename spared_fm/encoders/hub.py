@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import urllib.parse
+import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spared_fm.encoders.offline import VARIABLE
 from spared_fm.errors import InputError
@@ -25,6 +28,19 @@ def cached(row: Row) -> bool:
         try_to_load_from_cache(repository, name, revision=row.revision or None, repo_type=kind) for name in _files(row)
     )
     return any(isinstance(path, str) for path in found)
+
+
+def _reachable() -> bool:
+    """Whether the hub's name can be looked up; where a proxy does that, it is taken to be."""
+    from huggingface_hub.constants import ENDPOINT
+
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(ENDPOINT).hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def _repository(row: Row) -> tuple[str | None, str]:
@@ -52,10 +68,12 @@ def fetch(row: Row) -> Path:
     from huggingface_hub import errors, hf_hub_download
 
     kind, repository = _repository(row)
+    # Without a network the hub's library tries for a minute, and tells of every try.
+    here: dict[str, Any] = {} if _reachable() else {"local_files_only": True}
     absent: Exception | None = None
     for name in _files(row):
         try:
-            return Path(hf_hub_download(repository, name, revision=row.revision or None, repo_type=kind))
+            return Path(hf_hub_download(repository, name, revision=row.revision or None, repo_type=kind, **here))
         except errors.GatedRepoError as error:
             raise InputError(
                 f"{row.name}: access to its weights must be granted: ask for access at https://huggingface.co/{row.hub}, "

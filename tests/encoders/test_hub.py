@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 import torch
 from huggingface_hub import errors
@@ -31,6 +33,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[tuple[Any, ..
         return found
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr("spared_fm.encoders.hub._reachable", lambda: True)
     return asked
 
 
@@ -61,6 +64,20 @@ def test_what_keeps_weights_away_is_one_line(monkeypatch: pytest.MonkeyPatch, an
     with pytest.raises(InputError, match=f"^uni: .*{words}") as caught:
         fetch(row("uni"))
     assert "\n" not in str(caught.value)
+
+
+def test_without_a_network_nothing_is_tried_for_long(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://nowhere.invalid")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"^uni: no network.*--weights FILE"):
+        fetch(row("uni"))
+    assert time.monotonic() - started < 5
+    assert caplog.text == ""
 
 
 def test_safetensors_are_preferred(monkeypatch: pytest.MonkeyPatch):
