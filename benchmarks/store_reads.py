@@ -3,18 +3,15 @@
 All data is synthetic. Rows are gathered in random order; sorted ones are shown beside. Every round measures each side once,
 interleaved; ratios are medians over the rounds.
 
-    python benchmarks/store_reads.py [--rounds 5] [--rows 131072] [--dim 1024] [--memory]
+    python benchmarks/store_reads.py [--rounds 5] [--rows 131072] [--dim 1024]
 
-``--memory`` measures instead the growth of anonymous memory (RssAnon) of writing every chunk and of a full read at 100,000
-and 1,000,000 rows; ``extraction_memory.py`` does so for the whole of `encode`.
+``extraction_memory.py`` measures the memory that `encode` and a full read take.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -125,51 +122,13 @@ def reads(rows: int, dim: int, rounds: int) -> None:
             print(f"{label:46s} {ratio:7.2f}")
 
 
-MEMORY = """
-import sys, re
-from pathlib import Path
-sys.path.insert(0, {here!r})
-from store_reads import *
-rows, mode, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-def anon():
-    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-array = plan_array(folder / str(rows), rows, 1024) if mode == "write" else EmbeddingArray(Layout(folder / str(rows)), "s", "x")
-peak, rng = anon(), np.random.default_rng(0)
-if mode == "write":
-    for k in range(array.n_chunks):
-        array.write_chunk(k, rng.normal(size=(len(array.rows(k)), 1024)).astype(np.float32), device="synthetic")
-        peak = max(peak, anon())
-else:
-    total = 0.0
-    for _, values in array.blocks():
-        total += float(values[:, 0].sum(dtype=np.float64))
-        peak = max(peak, anon())
-print(peak)
-"""
-
-
-def memory() -> None:
-    here = str(Path(__file__).resolve().parent)
-    with tempfile.TemporaryDirectory() as temporary:
-        for mode, label in (("write", "writing every chunk"), ("read", "a full read")):
-            peaks = []
-            for rows in (100_000, 1_000_000):
-                command = [sys.executable, "-c", MEMORY.format(here=here), str(rows), mode, temporary]
-                peaks.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-            print(
-                f"peak RssAnon of {label}: {peaks[0]:.0f} MB at 100,000 rows, {peaks[1]:.0f} MB at 1,000,000 "
-                f"({peaks[1] / peaks[0] - 1:+.1%})"
-            )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=131_072)
     parser.add_argument("--dim", type=int, default=1024)
-    parser.add_argument("--memory", action="store_true")
     options = parser.parse_args()
-    memory() if options.memory else reads(options.rows, options.dim, options.rounds)
+    reads(options.rows, options.dim, options.rounds)
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def find_key(layout: Layout, slides: Sequence[str], encoder: str) -> str:
     plain = key_name(encoder)
     exact = [key for key in dict.fromkeys((encoder, plain)) if key in keys]
     fits = exact + [key for key in keys if key.split("@")[0] == plain and key not in exact]
-    shared = [key for key in fits if all(key in layout.embeddings(slide) for slide in slides[1:])]
+    shared = [key for key in fits if all(layout.attributes(layout.embedding(slide, key)) for slide in slides[1:])]
     # the plain name is the default recipe's, where all slides have it
     fits = shared[:1] if set(shared[:1]) & set(exact) else shared or fits
     if len(fits) > 1:
