@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from spared_fm.store import commit as commits
+from spared_fm.store import claims
 from spared_fm.store.commit import checksum, chunk_key, commit, receipt_key, withdraw
 
 NODE, K = "array", 3
@@ -129,19 +129,18 @@ def interleave(files: Memory, writers: list[tuple[bytes, str]], order: list[int]
     def is_over(claim: dict | None) -> bool:
         return claim is None or owners.get(claim["owner"]) in scheduler.killed
 
-    was_acquire = commits.acquire
+    class Claim(claims.Claim):
+        """Knows its writer from before it is put: a writer may die between putting its claim and being told it holds it."""
 
-    def acquire(*arguments: object) -> object:
-        claim = was_acquire(*arguments)  # type: ignore[arg-type]
-        if claim is not None:
-            owners[claim._owner] = scheduler._mine.i
-        return claim
+        def words(self) -> bytes:
+            owners[self._owner] = scheduler._mine.i
+            return super().words()
 
     trusted = CHUNK not in files.content  # then what is receipted once stays
     first: bytes | None = None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("spared_fm.store.claims.is_over", is_over)
-        patch.setattr("spared_fm.store.commit.acquire", acquire)
+        patch.setattr("spared_fm.store.claims.Claim", Claim)
         patch.setattr("spared_fm.store.commit.POLL_S", 0)
         for thread in scheduler.threads:
             thread.start()
@@ -176,6 +175,7 @@ WRITERS = st.lists(st.sampled_from([(data, f"device {i}") for i, data in enumera
     kills=st.dictionaries(st.integers(0, 2), st.integers(0, 40), max_size=2),
 )
 @example(writers=[(BYTES[0], "a"), (BYTES[1], "b")], before=None, order=[0] * 3 + [1] * 20, kills={0: 3})
+@example(writers=[(BYTES[0], "a"), (BYTES[0], "a")], before=b"garbage!", order=[0] * 4, kills={0: 10})
 def test_a_receipt_never_lies(
     writers: list[tuple[bytes, str]], before: bytes | None, order: list[int], kills: dict[int, int]
 ):
