@@ -12,11 +12,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from spared_fm.errors import InputError
+from spared_fm.tables import read_toml
 
 VARIABLE = "SPARED_FM_WEIGHTS"
 
@@ -64,10 +64,7 @@ def _tables() -> dict[str, Any]:
     config = os.environ.get(VARIABLE)
     if not config:
         return {}
-    try:
-        return tomllib.loads(Path(config).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{config}: can't be read as TOML ({error}); {VARIABLE} names it") from error
+    return read_toml(Path(config), f"the help of {VARIABLE}")
 
 
 @functools.lru_cache(maxsize=32)

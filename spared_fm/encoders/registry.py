@@ -10,16 +10,25 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import math
 import re
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spared_fm.errors import InputError
+from spared_fm.tables import (
+    check_fields,
+    is_list,
+    is_number,
+    is_one_of,
+    is_positive,
+    is_said,
+    is_text,
+    is_whole,
+    read_toml,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from spared_fm.tables import Check
 
 BUILT_IN_FILE = Path(__file__).with_name("registry.toml")
 
@@ -177,12 +186,7 @@ def _built_in() -> dict[str, Row]:
 
 
 def _read(path: Path) -> dict[str, Row]:
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: registry file can't be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not TOML ({error}); mend it, or see {BUILT_IN_FILE.name} for the form") from error
+    data = read_toml(path, BUILT_IN_FILE.name)
     tables = data.pop("encoder", {})
     if data or not isinstance(tables, dict) or not tables:
         raise InputError(
@@ -195,21 +199,7 @@ def _parse(path: Path, name: str, table: Any) -> Row:
     where = f"{path}: encoder {name!r}"
     if not re.fullmatch(r"[a-z0-9.+-]+", name):
         raise InputError(f"{where}: a name has lower-case letters, digits and .+- only; rename it")
-    if not isinstance(table, dict):
-        raise InputError(f"{where}: expected a table [encoder.{name}] of fields")
-    unknown = sorted(table.keys() - _CHECKS.keys())
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], _CHECKS, n=1)
-        mend = f"did you mean {close[0]!r}?" if close else f"the fields are {', '.join(_CHECKS)}"
-        raise InputError(f"{where}: unknown field {unknown[0]!r}; {mend}")
-    table = {**_DEFAULTS, **table}
-    for field, (words, holds) in _CHECKS.items():
-        if field not in table:
-            raise InputError(f"{where}: field {field!r} is missing; give {words}")
-        if not holds(table[field]):
-            raise InputError(f"{where}: {field} is {table[field]!r}; expected {words}")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
-    found = Row(name=name, **values)
+    found = Row(name=name, **check_fields(where, table, _CHECKS, _DEFAULTS))
     for field, words in _contradictions(found):
         raise InputError(f"{where}: {field} is {getattr(found, field)!r}; {words}")
     return found
@@ -246,73 +236,45 @@ def _contradictions(row: Row) -> list[tuple[str, str]]:
     return [(field, words) for field, wrong, words in rules if wrong]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_integer(least: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_list(holds: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(holds, value)) and (length is None or len(value) == length)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_said(value: Any) -> bool:
-    return isinstance(value, str) and value.strip() != ""
-
-
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
-
-
-def _is_one_of(choices: tuple[str, ...]) -> Callable[[Any], bool]:
-    return lambda value: value in choices
-
-
 def _is_hub(value: Any) -> bool:
     return isinstance(value, str) and (value == "" or re.fullmatch(r"(datasets/)?[\w.-]+/[\w.-]+", value) is not None)
 
 
 _DEFAULTS: dict[str, Any] = {"file": "", "head": {}, "requires": [], "note": "", "unverified": []}
 
-_SAID, _TEXT, _TABLE = ("some text", _is_said), ("text", _is_text), ("a table", lambda value: isinstance(value, dict))
-_TEXTS, _YES_NO = ("a list of texts", _is_list(_is_said)), ("true or false", lambda value: isinstance(value, bool))
-_CHANNELS = ("three numbers (R, G, B)", _is_list(_is_number, 3))
+_SAID, _TEXT, _TABLE = ("some text", is_said), ("text", is_text), ("a table", lambda value: isinstance(value, dict))
+_TEXTS, _YES_NO = ("a list of texts", is_list(is_said)), ("true or false", lambda value: isinstance(value, bool))
+_CHANNELS = ("three numbers (R, G, B)", is_list(is_number, 3))
 
-_CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_CHECKS: dict[str, Check] = {
     "title": _SAID,
-    "loader": (f"one of {', '.join(LOADERS)}", _is_one_of(LOADERS)),
+    "loader": (f"one of {', '.join(LOADERS)}", is_one_of(*LOADERS)),
     "hub": ("<owner>/<name>, datasets/<owner>/<name>, or an empty text", _is_hub),
     "revision": _TEXT,
     "file": _TEXT,
     "architecture": _TEXT,
     "build": _TABLE,
     "head": _TABLE,
-    "pooling": (f"one of {', '.join(POOLINGS)}", _is_one_of(POOLINGS)),
-    "prefix_tokens": ("a whole number, 0 or more", _is_integer(0)),
-    "dim": ("a whole number, 1 or more", _is_integer(1)),
-    "token_dim": ("a whole number, 0 where there is no token grid", _is_integer(0)),
+    "pooling": (f"one of {', '.join(POOLINGS)}", is_one_of(*POOLINGS)),
+    "prefix_tokens": ("a whole number, 0 or more", is_whole(0)),
+    "dim": ("a whole number, 1 or more", is_whole(1)),
+    "token_dim": ("a whole number, 0 where there is no token grid", is_whole(0)),
     "mean": _CHANNELS,
-    "std": ("three numbers above 0 (R, G, B)", _is_list(_is_positive, 3)),
-    "resize": ("a whole number, 0 to leave the patch as it is", _is_integer(0)),
-    "crop": ("a whole number, 1 or more", _is_integer(1)),
-    "interpolation": (f"one of {', '.join(INTERPOLATIONS)}", _is_one_of(INTERPOLATIONS)),
+    "std": ("three numbers above 0 (R, G, B)", is_list(is_positive, 3)),
+    "resize": ("a whole number, 0 to leave the patch as it is", is_whole(0)),
+    "crop": ("a whole number, 1 or more", is_whole(1)),
+    "interpolation": (f"one of {', '.join(INTERPOLATIONS)}", is_one_of(*INTERPOLATIONS)),
     "antialias": ("true (resizing without it is not offered)", lambda value: value is True),
-    "px": ("a whole number, 1 or more", _is_integer(1)),
+    "px": ("a whole number, 1 or more", is_whole(1)),
     "mpp": (
         "a list of numbers above 0, the default first",
-        lambda value: _is_list(_is_positive)(value) and value != [],
+        is_list(is_positive, empty=False),
     ),
-    "compute_dtype": (f"one of {', '.join(DTYPES)}", _is_one_of(DTYPES)),
+    "compute_dtype": (f"one of {', '.join(DTYPES)}", is_one_of(*DTYPES)),
     "licence": _SAID,
     "gated": _YES_NO,
     "requires": _TEXTS,
-    "parameters": ("a whole number, 0 where it has not been counted", _is_integer(0)),
+    "parameters": ("a whole number, 0 where it has not been counted", is_whole(0)),
     "parameters_source": _SAID,
     "reference": _SAID,
     "note": _TEXT,

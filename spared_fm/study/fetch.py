@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import tarfile
-import tomllib
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from spared_fm.errors import InputError
 from spared_fm.slides.slide import first_line
 from spared_fm.study.download import download
+from spared_fm.tables import read_toml
 from spared_fm.targets.datasets import dataset, datasets
 
 if TYPE_CHECKING:
@@ -103,12 +103,7 @@ def read_urls(path: Path) -> dict[str, dict[str, Any]]:
     InputError
         The file can't be read, or a table of it lacks a field or has a strange one.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: can't be read as TOML ({first_line(error)}); see {FILE.name} for the form"
-        ) from error
+    data = read_toml(path, FILE.name)
     samples = data.pop("sample", {})
     if data or not samples or not isinstance(samples, dict):
         raise InputError(f"{path}: expected [sample.<name>] tables and nothing else")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spared_fm.errors import InputError
+from spared_fm.tables import check_fields, is_list, is_one_of, is_said, is_text, is_whole, read_toml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from spared_fm.tables import Check
 
 FILE = Path(__file__).with_name("datasets.toml")
 
@@ -171,12 +171,7 @@ def read_datasets(path: Path) -> tuple[dict[str, Dataset], dict[str, Any]]:
     InputError
         The file can't be read, or a field is missing, unknown, of the wrong kind or at odds with another.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not TOML ({error}); mend it, or see {FILE.name} for the form") from error
+    data = read_toml(path, FILE.name)
     tables, parameters = data.pop("dataset", {}), data.pop("parameters", {})
     if data or not tables:
         raise InputError(f"{path}: expected [parameters] and [dataset.<name>] tables and nothing else")
@@ -190,17 +185,7 @@ def _read() -> tuple[dict[str, Dataset], dict[str, Any]]:
 
 def _parse(path: Path, name: str, table: dict[str, Any]) -> Dataset:
     where = f"{path}: data set {name!r}"
-    unknown = sorted(table.keys() - _CHECKS.keys())
-    if unknown:
-        raise InputError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(_CHECKS)}")
-    table = {**_DEFAULTS, **table}
-    for field, (words, holds) in _CHECKS.items():
-        if field not in table:
-            raise InputError(f"{where}: field {field!r} is missing; give {words}")
-        if not holds(table[field]):
-            raise InputError(f"{where}: {field} is {table[field]!r}; expected {words}")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
-    found = Dataset(name=name, **values)
+    found = Dataset(name=name, **check_fields(where, table, _CHECKS, _DEFAULTS))
     repeated = [slide for slide in found.slides if found.slides.count(slide) > 1]
     if repeated:
         raise InputError(f"{where}: slide {repeated[0]} is listed twice; keep it in one split")
@@ -211,52 +196,32 @@ def _parse(path: Path, name: str, table: dict[str, Any]) -> Dataset:
     return found
 
 
-def _is_whole(least: int, most: int | None = None) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and value >= least and (most is None or value <= most)
-
-
-def _is_one_of(*choices: object) -> Callable[[Any], bool]:
-    return lambda value: value in choices
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_said(value: Any) -> bool:
-    return isinstance(value, str) and value.strip() != ""
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_said, value))
-
-
 _DEFAULTS: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(Dataset) if field.default is not dataclasses.MISSING
 }
 
-_SAID = ("some text", _is_said)
-_SLIDES = ("a list of at least one slide", lambda value: _is_texts(value) and value != [])
-_COUNT, _PERCENT = ("a whole number, 1 or more", _is_whole(1)), ("a whole percentage", _is_whole(0, 100))
+_SAID = ("some text", is_said)
+_SLIDES = ("a list of at least one slide", is_list(is_said, empty=False))
+_COUNT, _PERCENT = ("a whole number, 1 or more", is_whole(1)), ("a whole percentage", is_whole(0, 100))
 
-_CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_CHECKS: dict[str, Check] = {
     "abbreviation": _SAID,
-    "organism": ("human or mouse", _is_one_of(*ORGANISMS)),
+    "organism": ("human or mouse", is_one_of(*ORGANISMS)),
     "tissue": _SAID,
     "train": _SLIDES,
     "val": _SLIDES,
-    "test": ("a list of slides, [] where there is no test split", _is_texts),
+    "test": ("a list of slides, [] where there is no test split", is_list(is_said)),
     "genes": _COUNT,
-    "combat_key": ("patient or slide_id", _is_one_of("patient", "slide_id")),
+    "combat_key": ("patient or slide_id", is_one_of("patient", "slide_id")),
     "cell_min_counts": _COUNT,
     "patients": _COUNT,
-    "patient_from": (f"one of {', '.join(PATIENT_FROM)}", _is_one_of(*PATIENT_FROM)),
+    "patient_from": (f"one of {', '.join(PATIENT_FROM)}", is_one_of(*PATIENT_FROM)),
     "spots": _COUNT,
     "missing": _PERCENT,
     "missing_raw": _PERCENT,
     "incomplete_spots": _PERCENT,
     "sources": ("a list of at least one address", _SLIDES[1]),
-    "counts": ("raw or normalised", _is_one_of("raw", "normalised")),
-    "image_bits": ("8 or 16", _is_one_of(8, 16)),
-    "note": ("text", _is_text),
+    "counts": ("raw or normalised", is_one_of("raw", "normalised")),
+    "image_bits": ("8 or 16", is_one_of(8, 16)),
+    "note": ("text", is_text),
 }

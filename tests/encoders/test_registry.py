@@ -234,7 +234,7 @@ def test_unknown_names_get_close_ones(tmp_path: Path):
         ("", r"expected [encoder.<name>] tables"),
         ("encoder = 3", r"expected [encoder.<name>] tables"),
         ("[encoders.mine]\ndim = 3", r"expected [encoder.<name>] tables"),
-        ("[encoder]\nmine = 3", "expected a table [encoder.mine]"),
+        ("[encoder]\nmine = 3", "encoder 'mine': expected a table of fields"),
     ],
 )
 def test_a_file_of_another_form(tmp_path: Path, text: str, message: str):
