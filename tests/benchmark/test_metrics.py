@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
-from spared_fm.benchmark.metrics import gene_scores, score
+from spared_fm.benchmark.metrics import gene_scores, score, score_slides
 from spared_fm.errors import InputError
 
 
@@ -158,3 +158,61 @@ def test_tiny_and_huge_scales():
 def test_bad_input(args, kw, words):
     with pytest.raises(InputError, match=words):
         score(*args, **kw)
+
+
+def two_slides(seed=7):
+    t, p, mask = draw(seed, spots=40)
+    cut = {"b": slice(0, 15), "a": slice(15, 40)}
+    return t, p, mask, *({s: x[c] for s, c in cut.items()} for x in (t, p, mask))
+
+
+@pytest.mark.parametrize("which", ["all", "measured"])
+def test_slides_pooled_and_averaged(which):
+    t, p, mask, ts, ps, masks = two_slides()
+    rows = score_slides(ts, ps, mask=masks, which=which)
+    assert [(r["over"], r["slide"], r["n_slides"]) for r in rows] == [
+        ("pooled", None, 2),
+        ("slide_mean", None, 2),
+        ("slide", "a", 1),
+        ("slide", "b", 1),
+    ]
+    order = np.r_[15:40, 0:15]
+    pooled = score(t[order], p[order], mask=mask[order], which=which)
+    assert {k: rows[0][k] for k in pooled} == pooled
+    for row in rows[2:]:
+        one = score(ts[row["slide"]], ps[row["slide"]], mask=masks[row["slide"]], which=which)
+        assert {k: row[k] for k in one} == one
+    for key in ("pcc_gene", "r2_patch", "mse"):
+        assert rows[1][key] == pytest.approx((rows[2][key] + rows[3][key]) / 2, abs=1e-12)
+    assert rows[1]["n_spots"] == 40
+
+
+def test_slide_levels_raise_the_pooled_score_only():
+    rng = np.random.default_rng(8)
+    level = {s: rng.normal(size=5) * 3 for s in "abcd"}
+    truth = {s: level[s] + rng.normal(size=(30, 5)) for s in level}
+    rows = score_slides(truth, {s: np.tile(level[s], (30, 1)) for s in level})
+    assert rows[0]["pcc_gene"] > 0.8
+    assert rows[1]["pcc_gene"] == 0
+
+
+def test_a_slide_without_a_score_is_left_out_of_the_mean():
+    _, _, _, ts, ps, _ = two_slides()
+    ts["b"] = np.ones_like(ts["b"])
+    rows = score_slides(ts, ps)
+    assert math.isnan(rows[3]["pcc_gene"])
+    assert rows[1]["pcc_gene"] == rows[2]["pcc_gene"]
+
+
+def test_slides_that_do_not_fit():
+    _, _, _, ts, ps, masks = two_slides()
+    with pytest.raises(InputError, match="slide a has predictions but no truth"):
+        score_slides({"b": ts["b"]}, ps)
+    with pytest.raises(InputError, match="slide b has predictions but no mask"):
+        score_slides(ts, ps, mask={"a": masks["a"]}, which="measured")
+    with pytest.raises(InputError, match="needs a mask"):
+        score_slides(ts, ps, which="measured")
+    with pytest.raises(InputError, match="same panel"):
+        score_slides(ts | {"b": ts["b"][:, :3]}, ps | {"b": ps["b"][:, :3]})
+    with pytest.raises(InputError, match="no slide"):
+        score_slides(ts, {})
