@@ -147,7 +147,7 @@ def test_bad_input_is_one_line(tmp_path: Path, synthetic_slides: Path):
         run("ingest", synthetic_slides / "synthetic_p2_s3", "--slide", "synthetic_p1_s1", "--store", store),
         "another image",
     )
-    fails(run("cohort", "--store", store, "--name", "C"), "no split|no held-out|train")
+    fails(run("cohort", "--store", store, "--name", "C", "--split-by", "slide"), "can.t be split into train and test")
     left = sorted(path.name for path in (store / "data.zarr/slides").iterdir())
     assert left == ["synthetic_p1_s1", "zarr.json"]
     assert not list((store / "data.zarr/slides/synthetic_p1_s1/obsm").glob("*timm*"))

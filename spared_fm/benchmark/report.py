@@ -4,52 +4,24 @@ from __future__ import annotations
 
 import base64
 import io
-import math
-import os
-import tempfile
 from dataclasses import dataclass, field
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from spared_fm.benchmark.page import Table, short, table_context, write_page
 from spared_fm.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 LOGNORM_UNIT = "ln(1 + counts per 10⁴)"
 COLOUR_STEPS = 48
 _COLOURS = [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0, 1, COLOUR_STEPS))]
-_BETTER = {"pcc_gene": max, "pcc_patch": max, "r2_gene": max, "mse": min, "mae": min}
-_HEADINGS = {
-    "pcc_gene": "PCC-Gene ↑",
-    "pcc_patch": "PCC-Patch ↑",
-    "r2_gene": "R²-Gene ↑",
-    "mse": "MSE ↓",
-    "mae": "MAE ↓",
-    "n_spots": "spots",
-}
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of figures.
-
-    ``rows`` share their keys; metrics (``pcc_gene``, ``pcc_patch``, ``r2_gene``, ``mse``, ``mae``) have
-    their best value set bold among the rows that agree in the columns ``within``, since errors on two
-    targets don't compare.
-    """
-
-    title: str
-    rows: Sequence[Mapping[str, Any]]
-    caption: str
-    within: Sequence[str] = ("target", "split", "slide")
 
 
 @dataclass(frozen=True)
@@ -118,60 +90,13 @@ def write_report(
         "title": title,
         "notice": notice,
         "facts": facts,
-        "tables": [_table(t) for t in tables],
+        "tables": [table_context(t) for t in tables],
         "overlays": [_overlay(o, pictures) for o in overlays],
         "galleries": [_gallery(g) for g in gallery],
         "pictures": pictures,
         "ramp": ", ".join(_COLOURS),
     }
-    template = files("spared_fm.benchmark").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    _replace(Path(path), environment.from_string(template).render(context))
-
-
-def _table(table: Table) -> dict[str, Any]:
-    columns = list(table.rows[0]) if table.rows else []
-    groups = [tuple(row.get(c) for c in table.within) for row in table.rows]
-    cells = []
-    for row, group in zip(table.rows, groups, strict=True):
-        peers = [r for r, g in zip(table.rows, groups, strict=True) if g == group]
-        cells.append([_cell(row.get(c), _is_best(c, row.get(c), [p.get(c) for p in peers])) for c in columns])
-    return {
-        "title": table.title,
-        "caption": table.caption,
-        "columns": [{"text": _HEADINGS.get(c, c), "number": _is_numeric(c, table.rows)} for c in columns],
-        "rows": cells,
-    }
-
-
-def _is_numeric(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:
-    values = [row.get(column) for row in rows if row.get(column) is not None]
-    return bool(values) and all(_number(v) for v in values)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-def _is_best(column: str, value: Any, peers: Sequence[Any]) -> bool:
-    """Tell whether a metric is its group's best; equal as printed counts as equal, a lone row is no contest."""
-    scores = [round(float(p), 3) for p in peers if _number(p) and math.isfinite(p)]
-    if column not in _BETTER or len(scores) < 2 or not _number(value) or not math.isfinite(value):
-        return False
-    return bool(round(float(value), 3) == _BETTER[column](scores))
-
-
-def _cell(value: Any, best: bool) -> dict[str, Any]:
-    number = _number(value)
-    if value is None or (number and not math.isfinite(value)):
-        text = "–"
-    elif number and not isinstance(value, int | np.integer):
-        text = f"{value:.3f}".replace("-", "−")
-    else:
-        text = f"{value:,}".replace(",", "\u2009") if number else str(value)
-    return {"text": text, "number": number or text == "–", "best": best}
+    write_page(path, "report.html.j2", context)
 
 
 def _overlay(overlay: Overlay, pictures: dict[str, str]) -> dict[str, Any]:
@@ -196,21 +121,17 @@ def _overlay(overlay: Overlay, pictures: dict[str, str]) -> dict[str, Any]:
         "height": height,
         "spot": f"{overlay.spot_px:.2f}",
         "ring": f"{max(overlay.spot_px - 1, 0.5) / 2:.2f}",
-        "ticks": [_short(t) for t in (low, (low + high) / 2, high)],
+        "ticks": [short(t) for t in (low, (low + high) / 2, high)],
         "panels": [
             {
                 "label": label,
-                "pcc": _short(overlay.pcc[label]) if label in overlay.pcc else None,
+                "pcc": short(overlay.pcc[label]) if label in overlay.pcc else None,
                 "dots": _dots(xy, values, low, high),
                 "rings": [(f"{x:.1f}", f"{y:.1f}") for x, y in xy[~np.isfinite(values)]],
             }
             for label, values in panels.items()
         ],
     }
-
-
-def _short(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def _limits(panels: Mapping[str, np.ndarray]) -> tuple[float, float]:
@@ -245,24 +166,3 @@ def _picture(pixels: np.ndarray, what: str) -> str:
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, format="JPEG", quality=86)
     return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode("ascii")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write whole or not at all: a temporary file in the same folder, then a rename."""
-    unfinished: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        unfinished = Path(name)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        unfinished.chmod(0o666 & ~umask)  # mkstemp makes it private; a report is for sharing
-        unfinished.replace(path)
-    except OSError as error:
-        if unfinished is not None:
-            unfinished.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot write the report ({error.strerror}); choose another place") from error

@@ -14,7 +14,7 @@ from spared_fm.errors import InputError
 from spared_fm.heads.base import StreamingHead
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -69,6 +69,8 @@ def evaluate(
     Y: Mapping[str, Any],
     mask: Mapping[str, Any] | None = None,
     split: Mapping[str, str],
+    patients: Mapping[str, str] | None = None,
+    coords: Mapping[str, Any] | None = None,
     which: Which = "all",
     shuffle_seed: int | None = None,
 ) -> Evaluation:
@@ -87,9 +89,13 @@ def evaluate(
         Targets (spots, genes) of each slide, rows as in ``X``.
     mask
         (spots, genes) bool of each slide; needed for ``which="measured"``. It scores only: heads fit all
-        entries.
+        entries, unless one is told otherwise by its own parameter.
     split
         ``"train"``, ``"val"`` or ``"test"`` for each slide; slides of ``X`` that are not named are not used.
+    patients
+        Patient of each slide, for heads that choose by leaving patients out; absent: each slide its own.
+    coords
+        Positions (spots, 2) of each slide, for heads that look at them.
     which
         Score all entries or the measured ones.
     shuffle_seed
@@ -110,18 +116,36 @@ def evaluate(
     present: dict[str, NDArray[np.intp]] = {}
     absent: dict[str, int] = {}
     for slide in sorted(split):
-        present[slide] = _present(slide, X, Y, mask if which == "measured" else {slide: None})
+        present[slide] = _present(slide, X, Y, {slide: None} if mask is None and which == "all" else mask)
         if missing := len(X[slide]) - len(present[slide]):
             absent[slide] = missing
 
-    def blocks() -> Iterator[tuple[Any, Any, str]]:
-        for i, slide in enumerate(s for s in sorted(split) if split[s] == "train"):
-            x, y = _take(X[slide], present[slide]), _take(Y[slide], present[slide])
-            if shuffle_seed is not None:
-                y = y[np.random.default_rng([shuffle_seed, i]).permutation(len(y))]
-            yield x, y, slide
+    train = [s for s in sorted(split) if split[s] == "train"]
+    # an oracle is fitted on the slides it predicts: that is what makes it one
+    fitted = sorted(split) if "targets-of-slide" in head.sees else train
 
-    _fit(head, blocks())
+    def targets(slide: str) -> Any:
+        y = _take(Y[slide], present[slide])
+        if shuffle_seed is None or slide not in train:
+            return y
+        return y[np.random.default_rng([shuffle_seed, train.index(slide)]).permutation(len(y))]
+
+    def whose(slide: str) -> tuple[str, str]:
+        return slide, slide if patients is None else patients[slide]
+
+    if isinstance(head, StreamingHead):
+        head.fit_stream(_Blocks(lambda: ((_take(X[s], present[s]), targets(s), whose(s)) for s in fitted)))
+    else:
+        head.fit(
+            np.concatenate([_take(X[s], present[s]) for s in fitted]),
+            np.concatenate([targets(s) for s in fitted]),
+            groups=np.concatenate([_labels(whose(s), len(present[s])) for s in fitted]),
+            **{
+                what: np.concatenate([_take(part[s], present[s]) for s in fitted])
+                for what, part in (("mask", mask), ("coords", coords))
+                if part is not None
+            },
+        )
 
     rows: list[Row] = []
     predictions: dict[str, NDArray[np.float32]] = {}
@@ -130,7 +154,11 @@ def evaluate(
         scored: dict[str, tuple[Any, Any, Any]] = {}
         for slide in slides:
             kept = present[slide]
-            predicted = head.predict(_take(X[slide], kept), groups=np.full(len(kept), slide))
+            predicted = head.predict(
+                _take(X[slide], kept),
+                groups=_labels(whose(slide), len(kept)),
+                coords=None if coords is None else _take(coords[slide], kept),
+            ).astype(np.float32, copy=False)
             full = np.full((len(X[slide]), predicted.shape[1]), np.nan, dtype=np.float32)
             full[kept] = predicted
             predictions[slide] = full
@@ -141,7 +169,7 @@ def evaluate(
         for name in names:
             parts = list(usable.values()) if name is None else [scored[name]]
             rows.append(
-                {"encoder": encoder, "head": head.name, "target": target, "split": part, "slide": name}
+                {"encoder": encoder, "head": head.shown, "target": target, "split": part, "slide": name}
                 | _scores(parts, which)
             )
     return Evaluation(rows, predictions, head, absent)
@@ -159,13 +187,19 @@ def run(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
     return [row for cell in cells for row in evaluate(**cell).rows]
 
 
-def _fit(head: Head, blocks: Iterator[tuple[Any, Any, str]]) -> None:
-    """Fit from blocks if the head can, else from everything at once."""
-    if isinstance(head, StreamingHead):
-        head.fit_stream(blocks)
-        return
-    x, y, slides = zip(*blocks, strict=True)
-    head.fit(np.concatenate(x), np.concatenate(y), groups=np.repeat(slides, [len(part) for part in x]))
+@dataclass
+class _Blocks:
+    """Blocks that can be read again, one slide in memory at a time."""
+
+    make: Callable[[], Iterator[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.make()
+
+
+def _labels(whose: tuple[str, str], rows: int) -> NDArray[np.str_]:
+    """Return the (rows, 2) slide and patient of a slide's rows."""
+    return np.tile(np.array(whose), (rows, 1))
 
 
 def _present(

@@ -146,39 +146,112 @@ def encode(
         raise InputError(f"{len(failed)} slides could not be encoded, the first: {next(iter(failed.values()))}")
 
 
-@app.command(epilog="Example: `spared-fm cohort --store S --name C --genes 50 --panel variance`")
+@app.command(epilog="Example: `spared-fm cohort --store S --name C --mode strict --genes 32 --split-by patient`")
 def cohort(
     store: Store,
     name: Annotated[str, typer.Option("--name", "-n", help="Cohort name.", show_default=False)],
     slides: Annotated[list[str] | None, typer.Option(help="Slide id or glob; by default all that have counts.")] = None,
-    split: Annotated[Path | None, typer.Option(help="CSV with the columns slide, split.")] = None,
-    split_by: Annotated[str | None, typer.Option(help="Split at random by patient or slide.")] = None,
+    split: Annotated[
+        Path | None, typer.Option(help="CSV with the columns slide, split; by default as told to ingest.")
+    ] = None,
+    split_by: Annotated[
+        str | None,
+        typer.Option(help="Split at random by patient, slide (= section) or block (each slide, with a buffer)."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of --split-by.")] = 0,
-    genes: Annotated[int, typer.Option(help="Genes in the panel.")] = 128,
-    panel: Annotated[str, typer.Option(help="variance, moran, hvg, or a file of gene names.")] = "variance",
+    genes: Annotated[int | None, typer.Option(help="Genes in the panel; by default 128.")] = None,
+    panel: Annotated[
+        str | None,
+        typer.Option(
+            help="moran, variance, hvg, or a file of gene names; by default moran where gene lengths are known, else variance."
+        ),
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="strict: all is fitted on training spots. spared: as published, test spots included.")
+    ] = "strict",
+    params: Annotated[
+        Path | None, typer.Option(help="JSON file with SpaRED's parameters, under SpaRED's names.")
+    ] = None,
+    organism: Annotated[str | None, typer.Option(help="human or mouse; by default told from the gene names.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make targets: one gene panel (fitted on training slides) and one split over slides."""
+    """Make targets: one gene panel, one split over slides or blocks, and SpaRED's layers where gene lengths are known."""
     import spared_fm
 
     result = spared_fm.open(store).cohort(
-        name, slides=slides, split=split, split_by=split_by, seed=seed, n_genes=genes, panel=panel
+        name,
+        slides=slides,
+        split=split,
+        split_by=split_by,
+        seed=seed,
+        n_genes=genes,
+        panel=panel,
+        mode=mode,
+        params=params,
+        organism=organism,
+        progress=True,
     )
-    print_result(result, as_json)
+    print_result(result if as_json else {key: value for key, value in result.items() if key != "leakage"}, as_json)
 
 
-@app.command(epilog="Example: `spared-fm complete --store S --cohort C --method adaptive-median`")
+@app.command(epilog="Example: `spared-fm complete --store S --cohort C --method rate-attention --evaluate --json`")
 def complete(
     store: Store,
     cohort: Cohort,
-    method: Annotated[str, typer.Option(help="Completion method.")] = "adaptive-median",
-    source: Annotated[str, typer.Option(help="Layer to complete.")] = "lognorm",
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "-m",
+            help="adaptive-median, neighbor-mean, gene-mean, low-rank-gaussian, spackle, spackle-released or rate-attention; "
+            "may be given several times. By default adaptive-median; with --evaluate all of them.",
+        ),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Layer to complete; by default log1p where the cohort has it, else lognorm.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Name of the new layer, with one method.")] = None,
+    evaluate: Annotated[
+        bool,
+        typer.Option("--evaluate", help="Hide entries, score every method on the same ones, and keep the scores."),
+    ] = False,
+    share: Annotated[
+        list[str] | None,
+        typer.Option(help="With --evaluate: share to hide (0.3), spared or prob-median; by default 0.1 to 0.7."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="With --evaluate: repeats with other hidden entries.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of the fits and of what is hidden.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="With --evaluate: HTML file to write.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fill the entries that dropout lost, as a new layer of the cohort."""
+    """Fill the entries that dropout lost, as new layers of the cohort; --evaluate says how well."""
     import spared_fm
 
-    print_result(spared_fm.open(store).complete(cohort, method=method, source=source), as_json)
+    if layer is not None and (method is None or len(method) != 1):
+        raise InputError("--layer goes with one --method")
+    if report is not None and not evaluate:
+        raise InputError("--report goes with --evaluate")
+    study = spared_fm.open(store)
+    scores: dict[str, Any] = {"rows": [], "summary": []}
+    methods = method or ["adaptive-median"]
+    if evaluate:
+        scores = study.evaluate_completion(
+            cohort, methods=method, source=source, rules=_rules(share), repeats=repeats, seed=seed, report=report
+        )
+        methods = method or list(scores["methods"])
+    layers = [
+        study.complete(cohort, method=name, source=source, layer=layer, seed=seed, scores=scores["summary"])
+        for name in methods
+    ]
+    if evaluate:
+        print_result(scores["rows"] if as_json else scores["summary"], as_json)
+    else:
+        print_result(layers if len(layers) > 1 else layers[0], as_json)
+
+
+def _rules(shares: list[str] | None) -> list[str | float] | None:
+    """Shares as numbers; names of rules as they are."""
+    return [float(text) if text.replace(".", "", 1).isdigit() else text for text in shares] if shares else None
 
 
 @app.command(epilog="Example: `spared-fm fit --store S --cohort C --encoder stain-bank --target lognorm --head ridge`")

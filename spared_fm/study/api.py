@@ -136,10 +136,24 @@ class Study:
         return cohort(self.layout, name, **options)
 
     def complete(self, cohort: str, **options: Any) -> dict[str, Any]:
-        """Complete a layer; see :func:`spared_fm.study.cohort.complete`."""
-        from spared_fm.study.cohort import complete
+        """Complete a layer; see :func:`spared_fm.study.completing.complete`."""
+        from spared_fm.study.completing import complete
 
         return complete(self.layout, cohort, **options)
+
+    def evaluate_completion(self, cohort: str, **options: Any) -> dict[str, Any]:
+        """Score completion methods on hidden entries; see :func:`spared_fm.study.completing.evaluate`."""
+        from spared_fm.study.completing import evaluate
+
+        return evaluate(self.layout, cohort, **options)
+
+    def complete_slide(
+        self, cohort: str, slide: ad.AnnData, *, method: str, source: str, **options: Any
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Complete a slide outside the cohort; see :func:`spared_fm.study.completing.complete_slide`."""
+        from spared_fm.study.completing import complete_slide
+
+        return complete_slide(self.layout, cohort, slide, method=method, source=source, **options)
 
     def fit(self, cohort: str, **options: Any) -> dict[str, Any]:
         """Fit and save a head; see :func:`spared_fm.study.evaluate.fit`."""

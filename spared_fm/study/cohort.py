@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from spared_fm.errors import InputError
 from spared_fm.store.embeddings import slide_record
 from spared_fm.store.layout import check_name
-from spared_fm.store.nodes import read_elem, read_node, write_layer, write_node
+from spared_fm.store.nodes import read_elem, read_node
 from spared_fm.store.recipe import digest
+from spared_fm.study.cohort_build import Plan, build, gene_tables
+from spared_fm.study.cohort_split import check_leaks, part_name, split_slides
 from spared_fm.study.encode import choose_slides
+from spared_fm.targets.panel import read_panel
+from spared_fm.targets.spared.params import read_params
+from spared_fm.targets.spared.stream import FITTED_ON
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import anndata as ad
 
     from spared_fm.store.layout import Layout
+
+PANELS = ("moran", "variance", "hvg")
 
 
 def cohort(
@@ -31,10 +39,14 @@ def cohort(
     split: Mapping[str, str] | str | Path | None = None,
     split_by: str | None = None,
     seed: int = 0,
-    n_genes: int = 128,
-    panel: str = "variance",
+    n_genes: int | None = None,
+    panel: str | None = None,
+    mode: str = "strict",
+    organism: str | None = None,
+    params: Mapping[str, Any] | str | Path | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
-    """Join slides into a cohort with one gene panel and one split; the panel is fitted on training slides only.
+    """Join slides into a cohort with one gene panel and one split, with SpaRED's layers where gene lengths are known.
 
     Parameters
     ----------
@@ -47,119 +59,126 @@ def cohort(
     split
         Slide → ``train``/``val``/``test``, or a CSV file with columns slide, split; by default what ingest was told.
     split_by
-        ``patient`` or ``slide``: split at random (``seed``) instead.
+        ``patient``, ``slide`` (or ``section``) or ``block`` (every slide into spatial blocks, a buffer between them): split at
+        random (``seed``) instead. Where neither a split nor this is given and ingest was told none: by patient where three are
+        known, else by slide, else one slide by block.
     n_genes, panel
-        Panel size, and ``variance``, ``moran``, ``hvg`` or a file of gene names.
+        Panel size (default: ``top_moran_genes``, 128), and ``moran`` (SpaRED's filters and panel), ``variance``, ``hvg`` or
+        a file of gene names (all three choose among all genes that the slides share). Default: ``moran`` where the organism
+        of the genes is known, else ``variance``.
+    mode
+        ``strict``: gene filter, panel, ComBat and means are fitted on training spots only. ``spared``: all but the means are
+        fitted on all spots, as SpaRED was published.
+    organism
+        ``human`` or ``mouse``, for the lengths of the genes; by default told from their names.
+    params
+        SpaRED's parameters under SpaRED's names, or a JSON file of them (SpaRED's own configuration files are such), see
+        :class:`spared_fm.targets.spared.params.Params`; ``combat_key`` is
+        ``slide_id``, ``patient`` or ``None``, and ``hex_geometry`` by default follows from the spots' places on the array.
+    progress
+        Show a bar.
 
     Returns
     -------
     dict
-        cohort, status (``added``, ``unchanged``), spots, genes, slides, split, panel, share_missing, warnings.
+        cohort, status (``added``, ``unchanged``), mode, fitted_on (a sentence), spots, dropped_spots (outside the limits of total
+        counts, or without a count on the genes left), genes, panel, organism, layers, no_tpm (why there are no layers of
+        SpaRED's, or None), split (slide → part; parts joined by ``+`` where a slide is divided), split_by, split_label (what a
+        score on this split says), gene_report, leakage (findings), share_missing, warnings.
 
     Raises
     ------
     InputError
-        No split for a slide, no training slide, no genes in common, or the name is taken by a cohort with other settings.
+        No split for a slide, no training slide, no genes in common, a panel that cannot be had, bad counts, unknown mode or
+        parameter, or the name is taken by a cohort with other settings.
     """
-    from spared_fm.benchmark.splits import check_split
-    from spared_fm.targets.cohort import build_cohort
+    from spared_fm.targets.genes import identify
 
     check_name(name, "cohort")
+    if mode not in FITTED_ON:
+        raise InputError(f"--mode {mode!r} is not {' or '.join(FITTED_ON)}")
     chosen = [
         s for s in choose_slides(layout, slides) if slides is not None or slide_record(layout, s)["counts_digest"]
     ]
+    if not chosen:
+        raise InputError(f"{layout.root}: no slide has counts, which a cohort is made of; ingest some with counts")
     records = {slide: slide_record(layout, slide) for slide in chosen}
     for slide, record in records.items():
         if record["counts_digest"] is None:
             raise InputError(f"slide {slide} has no counts; leave it out of the cohort (--slides)")
     patients = {slide: record["patient"] for slide, record in records.items()}
-    parts = _split(records, split, split_by, seed)
-    warnings = check_split(parts, patients)
-    parents = {s: {k: r[k] for k in ("counts_digest", "spots_digest", "fingerprint")} for s, r in records.items()}
+    chosen_split = split_slides(layout, records, split, split_by, seed)
+    asked = _read_json(params) if isinstance(params, str | Path) else dict(params or {})
+    if organism is not None:
+        asked["organism"] = organism
+    naming = identify(gene_tables(layout, chosen), asked.get("organism"))
+    rules = read_params(asked | {"organism": naming.organism}, may_lack_organism=True)
+    panel = panel or ("moran" if naming.organism else "variance")
+    parts = {slide: part_name(chosen_split.parts[slide]) for slide in chosen}
+    size = n_genes or rules.top_moran_genes
     settings = {
         "panel": _panel_identity(panel),
-        "n_genes": n_genes,
+        "n_genes": size,
+        "mode": mode,
+        "params": asdict(rules),
         "split": parts,
+        "split_spots": {s: digest(p.tolist()) for s, p in chosen_split.parts.items() if not isinstance(p, str)},
         "patients": patients,
-        "parents": parents,
+        "parents": {s: {k: r[k] for k in ("counts_digest", "spots_digest", "fingerprint")} for s, r in records.items()},
     }
     node = layout.cohort(name)
     known = layout.attributes(node)
+    if known is not None and known["settings_digest"] != digest(settings):
+        raise InputError(f"cohort {name!r} exists with other settings; give this one another --name")
+    found, warnings = check_leaks(layout, records, chosen_split)
     if known is None:
-        built = build_cohort(
-            {slide: _loader(layout, slide) for slide in chosen},
-            split=parts,
-            patients=patients,
-            n_genes=n_genes,
-            panel=panel,
-        )
-        layers = {
-            layer: {"method": "measured" if layer != "lognorm" else "ln(1 + counts per 1e4)"} for layer in built.layers
-        }
-        record = {
+        base = {
             **settings,
             "cohort": name,
             "settings_digest": digest(settings),
-            "layers": layers,
-            "share_missing": float(1 - np.mean(built.layers["mask"])),
+            "organism": naming.organism,
+            "split_by": chosen_split.by,
+            "split_label": chosen_split.label,
+            "gene_report": naming.report,
+            "leakage": found,
         }
-        write_node(layout, node, built, record)
-        status = "added"
-    elif known["settings_digest"] == digest(settings):
-        record, status = known, "unchanged"
+        plan = Plan(
+            parts={slide: chosen_split.parts[slide] for slide in chosen},
+            patients=patients,
+            batches=_batches(chosen, patients, rules.combat_key),
+            naming=naming,
+            params=rules,
+            given_geometry="hex_geometry" in asked,
+            mode=mode,
+            panel=panel if panel in PANELS else naming.find(read_panel(panel)),
+            n_genes=size,
+        )
+        record, status = build(layout, node, plan, base, progress=progress), "added"
     else:
-        raise InputError(f"cohort {name!r} exists with other settings; give this one another --name")
+        record, status = known, "unchanged"
+    warnings += [
+        f"slide {slide} has no spot left within the limits of total counts, with a count on the genes chosen among"
+        for slide in record["empty_slides"]
+    ]
     return {
         "cohort": name,
         "status": status,
-        "spots": sum(r["n_spots"] for r in records.values()),
-        "genes": n_genes,
+        "mode": mode,
+        "fitted_on": FITTED_ON[mode],
+        "spots": record["spots"],
+        "dropped_spots": record["dropped_spots"],
+        "genes": record["n_genes"],
         "panel": panel,
-        "split": parts,
+        "organism": record["organism"],
+        "layers": sorted(record["layers"]),
+        "no_tpm": record["no_tpm"],
+        "split": record["split"],
+        "split_by": record["split_by"],
+        "split_label": record["split_label"],
+        "gene_report": record["gene_report"],
+        "leakage": record["leakage"],
         "share_missing": record["share_missing"],
         "warnings": warnings,
-    }
-
-
-def complete(layout: Layout, name: str, *, method: str = "adaptive-median", source: str = "lognorm") -> dict[str, Any]:
-    """Fill the entries of a cohort's layer that dropout lost, and register the result as a layer.
-
-    Parameters
-    ----------
-    layout
-        The store.
-    name
-        Cohort name.
-    method
-        ``adaptive-median``.
-    source
-        Layer to complete.
-
-    Returns
-    -------
-    dict
-        cohort, layer, method, source, share_missing_before, share_missing_after.
-
-    Raises
-    ------
-    InputError
-        Unknown cohort, layer or method.
-    """
-    from spared_fm.targets.completion.registry import complete as run_completion
-
-    record = cohort_record(layout, name)
-    _require_layer(layout, name, record, source)
-    layer, values = run_completion(cohort_data(layout, name), method=method, source=source)
-    before = float(np.mean(read_elem(layout, f"{layout.cohort(name)}/layers/{source}") == 0))
-    card = {"method": method, "source": source, "parents": record["settings_digest"]}
-    write_layer(layout, name, layer, values, card)
-    return {
-        "cohort": name,
-        "layer": layer,
-        "method": method,
-        "source": source,
-        "share_missing_before": before,
-        "share_missing_after": float(np.mean(values == 0)),
     }
 
 
@@ -194,72 +213,31 @@ def _require_layer(layout: Layout, name: str, record: dict[str, Any], layer: str
         raise InputError(f"cohort {name!r} has no layer {layer!r} (layers: {', '.join(sorted(record['layers']))})")
 
 
-def _split(
-    records: dict[str, dict[str, Any]], split: Mapping[str, str] | str | Path | None, split_by: str | None, seed: int
-) -> dict[str, str]:
-    if split is not None and split_by is not None:
-        raise InputError("--split and --split-by exclude each other; give one")
-    if split_by is not None:
-        from spared_fm.benchmark.splits import split_by as divide
-
-        if split_by not in ("patient", "slide"):
-            raise InputError(f"--split-by {split_by!r} is not patient or slide")
-        patients = {slide: record["patient"] for slide, record in records.items()}
-        return dict(divide(list(records), patients, split_by, seed))  # type: ignore[arg-type]
-    if split is None:
-        parts = {slide: record["split"] for slide, record in records.items()}
-        without = [slide for slide, part in parts.items() if part is None]
-        if without:
-            raise InputError(
-                f"slide {without[0]} has no split ({len(without)} of {len(parts)} have none); "
-                "give --split FILE, --split-by patient|slide, or ingest it again with --split"
-            )
-        return parts
-    named = dict(_read_split(split)) if isinstance(split, str | Path) else dict(split)
-    unknown = sorted(named.keys() - records.keys())
-    if unknown:
-        raise InputError(
-            f"the split names slide {unknown[0]!r}, which is not in the cohort; check its spelling or --slides"
-        )
-    without = [slide for slide in records if slide not in named]
-    if without:
-        raise InputError(
-            f"the split says nothing about slide {without[0]}; add it, or leave the slide out with --slides"
-        )
-    return {slide: named[slide] for slide in records}
-
-
-def _read_split(path: str | Path) -> dict[str, str]:
-    try:
-        table = pd.read_csv(path, dtype=str)
-        return dict(zip(table["slide"], table["split"], strict=True))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such split file; it is a CSV with the columns slide, split") from None
-    except (KeyError, ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a CSV with the columns slide, split ({error})") from error
-
-
 def _panel_identity(panel: str) -> str:
     """Name of the panel rule; for a file, the digest of its content, so that an edited list is another panel."""
-    if panel in ("variance", "moran", "hvg"):
-        return panel
+    return panel if panel in PANELS else f"file:{digest(read_panel(panel))}"
+
+
+def _read_json(path: str | Path) -> dict[str, Any]:
     try:
-        return f"file:{digest(Path(panel).read_text().split())}"
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--panel {panel}: not variance, moran or hvg, and no readable file of gene names") from error
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file of parameters") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a JSON file of parameters ({error})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: not a JSON object of parameters under SpaRED's names")
+    return found
 
 
-def _loader(layout: Layout, slide: str) -> Callable[[], ad.AnnData]:
-    def load() -> ad.AnnData:
-        """Read counts and positions only: embeddings and images of the slide stay on disk."""
-        import anndata
-
-        node = layout.slide(slide)
-        return anndata.AnnData(
-            X=read_elem(layout, f"{node}/X"),
-            obs=read_elem(layout, f"{node}/obs"),
-            var=read_elem(layout, f"{node}/var"),
-            obsm={"spatial": read_elem(layout, f"{node}/obsm/spatial")},
+def _batches(slides: Sequence[str], patients: Mapping[str, str | None], key: str) -> dict[str, str]:
+    if key not in ("slide_id", "patient", "None"):
+        raise InputError(f"combat_key {key!r} is not slide_id, patient or None, which the slides of a store have")
+    if key != "patient":
+        return {slide: slide for slide in slides}
+    batches = {slide: patient for slide in slides if (patient := patients[slide])}
+    if unknown := [slide for slide in slides if slide not in batches]:
+        raise InputError(
+            f"combat_key is patient, but the patient of slide {unknown[0]} is unknown: ingest with --patient"
         )
-
-    return load
+    return batches

@@ -12,6 +12,7 @@ from spared_fm.store.embeddings import EmbeddingArray
 from spared_fm.store.nodes import read_elem
 from spared_fm.store.recipe import digest
 from spared_fm.study.cohort import cohort_record, target
+from spared_fm.study.cohort_split import units
 from spared_fm.study.encode import choose_slides, find_key
 
 if TYPE_CHECKING:
@@ -27,16 +28,18 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Joined:
-    """Embeddings of a cohort's spots, slide by slide, rows in cohort order.
+    """Embeddings of a cohort's spots, unit by unit (see :func:`spared_fm.study.cohort_split.units`), rows in cohort order.
 
     Attributes
     ----------
     key
         Array key.
     features
-        Slide → (spots, dim) in the stored dtype; absent rows are NaN.
+        Unit → (spots, dim) in the stored dtype; absent rows are NaN.
     rows
-        Slide → row numbers of its spots in the cohort.
+        Unit → row numbers of its spots in the cohort.
+    split
+        Unit → train, val or test.
     recipe_id
         Recipe of the embeddings.
     """
@@ -44,6 +47,7 @@ class Joined:
     key: str
     features: dict[str, np.ndarray]
     rows: dict[str, np.ndarray]
+    split: dict[str, str]
     recipe_id: str
 
 
@@ -59,11 +63,10 @@ def join(layout: Layout, cohort: str, encoder: str) -> Joined:
     obs: pd.DataFrame = read_elem(layout, f"{layout.cohort(cohort)}/obs")
     slides = list(record["split"])
     key = find_key(layout, slides, encoder)
-    joined = Joined(key, {}, {}, "")
-    for slide in slides:
+    joined = Joined(key, {}, {}, {}, "")
+    for unit, (slide, part, rows) in units(obs, record["split"]).items():
         array = EmbeddingArray(layout, slide, key)
         array.check_current()
-        rows = np.flatnonzero(obs["slide"].to_numpy() == slide)
         barcodes = read_elem(layout, f"{layout.slide(slide)}/obs").index
         positions = barcodes.get_indexer(obs["barcode"].to_numpy()[rows])
         if (positions < 0).any():
@@ -71,8 +74,9 @@ def join(layout: Layout, cohort: str, encoder: str) -> Joined:
             raise InputError(
                 f"cohort {cohort!r}: spot {slide}/{lost} is no longer in the store; build the cohort again"
             )
-        joined.features[slide] = array.read(positions)
-        joined.rows[slide] = rows
+        joined.features[unit] = array.read(positions)
+        joined.rows[unit] = rows
+        joined.split[unit] = part
         joined.recipe_id = array.attributes["recipe_id"]
     return joined
 
@@ -109,7 +113,8 @@ def benchmark(
     Returns
     -------
     list of (str, Evaluation)
-        Per (encoder, head, target): the array key and rows, predictions, fitted head.
+        Per (encoder, head, target): the array key and rows, predictions (by unit: a slide, or ``<slide>/<part>`` of a divided
+        one), fitted head.
 
     Raises
     ------
@@ -120,7 +125,6 @@ def benchmark(
 
     if score not in ("all", "measured"):
         raise InputError(f"--score {score!r} is not all or measured")
-    record = cohort_record(layout, cohort)
     layers = {layer: target(layout, cohort, layer) for layer in targets}
     mask = target(layout, cohort, "mask") if score == "measured" else None
     results = []
@@ -135,10 +139,13 @@ def benchmark(
                     X=joined.features,
                     Y={slide: layers[layer][rows] for slide, rows in joined.rows.items()},
                     mask=None if mask is None else {slide: mask[rows] for slide, rows in joined.rows.items()},
-                    split=record["split"],
+                    split=joined.split,
                     which=score,  # type: ignore[arg-type]
                     shuffle_seed=shuffle_seed,
                 )
+                for row in found.rows:
+                    if row["slide"] is not None:  # a unit: its part stands beside it
+                        row["slide"] = row["slide"].split("/")[0]
                 results.append((joined.key, found))
     return results
 
@@ -190,7 +197,7 @@ def fit(
         "recipe_id": recipe_id,
         "target": target_layer,
         "genes": list(read_elem(layout, f"{layout.cohort(cohort)}/var").index),
-        "train_slides": [slide for slide, part in record["split"].items() if part == "train"],
+        "train_slides": [slide for slide, part in record["split"].items() if "train" in part.split("+")],
         "scores": found.rows,
     }
     node = layout.head(cohort, run)

@@ -25,9 +25,10 @@ def info(layout: Layout) -> dict[str, Any]:
     -------
     dict
         store; slides: rows with slide, patient, split, spots, genes, image, mpp, embeddings (key → finished and planned
-        chunks, bytes), bytes (of the slide without its embeddings); cohorts: rows with cohort, genes, split, layers, heads,
-        bytes (heads included); runs: the newest, as recorded, with stages (seconds, summed over cores) and limit (the stage
-        that held the run up); bytes: disk use by part (slides, embeddings, cohorts, heads, indexes, other) and ``total``.
+        chunks, bytes), bytes (of the slide without its embeddings); cohorts: rows with cohort, genes, split, split_by,
+        split_label (what a score on it says), mode and fitted_on (None where an older version made it), layers, heads, bytes
+        (heads included); runs: the newest, as recorded, with stages (seconds, summed over cores) and limit (the stage that
+        held the run up); bytes: disk use by part (slides, embeddings, cohorts, heads, indexes, other) and ``total``.
     """
     slides = []
     for slide in layout.slides():
@@ -63,6 +64,10 @@ def info(layout: Layout) -> dict[str, Any]:
                 "cohort": cohort,
                 "genes": record["n_genes"],
                 "split": record["split"],
+                "split_by": record.get("split_by"),
+                "split_label": record.get("split_label"),
+                "mode": record.get("mode"),
+                "fitted_on": record.get("preprocessing", {}).get("fitted_on"),
                 "layers": sorted(record["layers"]),
                 "heads": layout.files.list(f"heads/{cohort}"),
                 "bytes": total(layout, layout.cohort(cohort)) + total(layout, f"heads/{cohort}"),

@@ -14,6 +14,7 @@ from spared_fm.slides.patches import PatchSpec
 from spared_fm.store.embeddings import EmbeddingArray, slide_record
 from spared_fm.store.nodes import read_elem
 from spared_fm.study.cohort import cohort_record, target
+from spared_fm.study.cohort_split import units
 from spared_fm.study.search import search
 
 if TYPE_CHECKING:
@@ -60,8 +61,9 @@ def benchmark_report(
     notice = notice or _notice(cohort, record)
     all_facts = {
         "Cohort": f"{cohort}: {len(record['split'])} slides, {record['n_genes']} genes",
-        "Gene panel": f"{record['panel']}, fitted on training slides",
+        "Gene panel": f"{record['panel']}, {_fitted_on(record)}",
         "Split": ", ".join(f"{slide}: {part}" for slide, part in record["split"].items()),
+        **({"What a score says": record["split_label"]} if record.get("split_label") else {}),
         "Missing entries": f"{record['share_missing']:.1%} of spots × genes",
         **(facts or {}),
     }
@@ -86,6 +88,11 @@ def _notice(cohort: str, record: Mapping[str, Any]) -> str:
     return text
 
 
+def _fitted_on(record: Mapping[str, Any]) -> str:
+    fitted = record.get("preprocessing")
+    return f"fitted on {fitted['fitted_on']}" if fitted else "fitted elsewhere or by an older version"
+
+
 def _table(results: Sequence[tuple[str, Evaluation]]) -> Table:
     names = ("encoder", "head", "target", "split", "pcc_gene", "pcc_patch", "mse", "mae", "r2_gene", "n_spots")
     rows = [{name: row[name] for name in names} for _, found in results for row in found.rows if row["slide"] is None]
@@ -103,10 +110,13 @@ def _overlays(layout: Layout, cohort: str, found: Evaluation, truth: Mapping[str
     obs = read_elem(layout, f"{layout.cohort(cohort)}/obs")
     genes = list(read_elem(layout, f"{layout.cohort(cohort)}/var").index)
     measured = target(layout, cohort, layer)
+    places = units(obs, cohort_record(layout, cohort)["split"])
     overlays = []
-    for slide in sorted(found.predictions)[:4]:
-        rows = np.flatnonzero(obs["slide"].to_numpy() == slide)
-        predicted, values = found.predictions[slide], measured[rows]
+    for unit in sorted(found.predictions)[:4]:
+        slide, _, rows = places[unit]
+        predicted, values = found.predictions[unit], measured[rows]
+        if not np.isfinite(predicted).all(axis=1).any():
+            continue
         present = np.isfinite(predicted).all(axis=1)
         scores = np.array(
             [score(values[present, g : g + 1], predicted[present, g : g + 1])["pcc_gene"] for g in range(len(genes))]
@@ -118,8 +128,8 @@ def _overlays(layout: Layout, cohort: str, found: Evaluation, truth: Mapping[str
                 "measured" if layer == "lognorm" else f"target ({layer})": values[:, g],
                 "predicted": predicted[:, g],
             }
-            if slide in truth:
-                panels["true (noise-free)"] = truth[slide][:, g]
+            if unit in truth:
+                panels["true (noise-free)"] = truth[unit][:, g]
             overlays.append(
                 Overlay(
                     slide=slide,
@@ -198,5 +208,5 @@ def _patients_on_both_sides(record: Mapping[str, Any]) -> list[str]:
     for slide, part in record["split"].items():
         patient = record["patients"].get(slide)
         if patient is not None:
-            sides.setdefault(patient, set()).add(part == "train")
+            sides.setdefault(patient, set()).update(one == "train" for one in part.split("+"))
     return sorted(patient for patient, found in sides.items() if len(found) == 2)

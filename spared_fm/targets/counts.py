@@ -63,3 +63,8 @@ def gene_names(adata: ad.AnnData) -> list[str]:
 def total_counts(counts: sp.csr_matrix) -> np.ndarray:
     """Library size per spot, ``(n_spots,)`` float64: the sum over all genes of ``counts``."""
     return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+
+
+def whole_numbers(counts: sp.csr_matrix) -> bool:
+    """Whether all counts are whole numbers below 2³¹."""
+    return bool(counts.nnz == 0 or (not (counts.data % 1).any() and counts.data.max() < 2**31))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -30,6 +31,43 @@ SOURCES = ("ensembl", ENSEMBL_COLUMN, "symbol")
 Names: TypeAlias = pd.DataFrame | pd.Index | Sequence[str]
 
 _ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(\.\d+)?(_PAR_Y)?")
+_EXAMPLES = 5
+_KNOWN_SYMBOLS = 0.5
+"""Share of a slide's names that must be symbols of an organism for it to be taken for that organism's."""
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What the genes of a cohort's slides are called in the cohort.
+
+    Attributes
+    ----------
+    organism
+        ``human`` or ``mouse``; None where the names tell of neither (or of both alike): all names are as given then.
+    ids
+        Slide → ``(n_genes,)`` object array, not writable: the cohort's id of each of its genes, ``""`` for a dropped one.
+        Not dropped ids are unique within a slide.
+    symbols
+        Id → symbol, of the mapped ids that have one: the annotation's, else the first slide's.
+    given
+        Name as a slide has it → id.
+    report
+        ``mapped``: ids of `organism`; ``without_length``: those of them without a known length; ``as_given``: ids that
+        are none, among them ``ambiguous`` symbols; ``shared``: ids that all slides have. Rows dropped, summed over the slides:
+        ``dropped_duplicate`` (another row of the slide is the same gene), ``dropped_nameless``. Beside it, as lists,
+        ``as_given_examples`` and ``dropped_examples``.
+    """
+
+    organism: str | None
+    ids: dict[str, np.ndarray]
+    symbols: dict[str, str]
+    given: dict[str, str]
+    report: dict[str, int | list[str]]
+
+    def find(self, listed: Sequence[str]) -> list[str]:
+        """Cohort ids of a list of names (a panel, for example), each id once; a name nobody knows stays as it is."""
+        mapped = _cohort_names(listed, self.organism)["id"]
+        return list(dict.fromkeys(self.given.get(name, id_) for name, id_ in zip(listed, mapped, strict=True)))
 
 
 def gene_lengths(organism: str) -> pd.Series:
@@ -85,8 +123,8 @@ def map_genes(names: Names, organism: str) -> pd.DataFrame:
         Another organism.
     """
     annotation = _annotation(organism)
-    var = names if isinstance(names, pd.DataFrame) else pd.DataFrame(index=pd.Index(names, dtype=object))
-    given = pd.Series(var.index.astype(str), dtype=object)
+    var = _as_var(names)
+    given = pd.Series(var.index, dtype=object)
     beside = pd.Series("", given.index, dtype=object)
     if ENSEMBL_COLUMN in var:
         beside = var[ENSEMBL_COLUMN].astype(str).reset_index(drop=True)
@@ -145,6 +183,135 @@ def harmonise(adata: AnnData, organism: str) -> tuple[AnnData, dict[str, Any]]:
     if SYMBOL_COLUMN not in out.var:
         out.var[SYMBOL_COLUMN] = kept["symbol"].to_numpy(object)
     return out, gene_report(table, organism)
+
+
+def identify(names: Mapping[str, Names], organism: str | None = None) -> Naming:
+    """Give the genes of several slides one name each.
+
+    A gene is called by its Ensembl id without version where :func:`map_genes` finds one of `organism`, else by its name as
+    given (less the version, if it is an Ensembl id of another species). Two genes of one slide that would be called the
+    same: the one of the most trusted source stays, of these the first.
+
+    Parameters
+    ----------
+    names
+        Slide → gene names in order, or ``var``, whose ``gene_ids`` column is looked at too.
+    organism
+        ``human`` or ``mouse``. Default: what most of a slide's Ensembl ids say; without any, the organism that at least
+        half of the slide's names are symbols of.
+
+    Returns
+    -------
+    Naming
+
+    Raises
+    ------
+    InputError
+        A slide without genes; another organism; slides of two organisms; `organism` given, and a slide has none of its
+        genes.
+    """
+    variables = {slide: _as_var(given) for slide, given in names.items()}
+    keys = {slide: tuple(var.index) + tuple(var.get(ENSEMBL_COLUMN, ())) for slide, var in variables.items()}
+    distinct: dict[tuple[str, ...], str] = {}  # most slides of a study have one and the same list of genes
+    for slide, key in keys.items():
+        if not len(variables[slide]):
+            raise InputError(f"slide {slide} has no genes: leave it out")
+        distinct.setdefault(key, slide)
+    told, organism = organism is not None, organism or _one_organism({s: variables[s] for s in distinct.values()})
+    tables = {}
+    for key, slide in distinct.items():
+        tables[key] = _cohort_names(variables[slide], organism)
+        if organism and told and not tables[key]["mapped"].any():
+            raise InputError(f"slide {slide}: {_nothing_mapped(map_genes(variables[slide], organism), organism)}")
+    every = pd.concat([_cohort_names([], organism), *tables.values()], ignore_index=True)
+    first = every.drop_duplicates("name")
+    symbols = every[every["mapped"] & (every["symbol"] != "")].drop_duplicates("id")
+    ids = {key: table["id"].where(table["stays"], "").to_numpy(object) for key, table in tables.items()}
+    for known in ids.values():
+        known.setflags(write=False)  # slides share them
+    return Naming(
+        organism,
+        {slide: ids[key] for slide, key in keys.items()},
+        dict(zip(symbols["id"], symbols["symbol"], strict=True)),
+        dict(zip(first["name"], first["id"], strict=True)),
+        _naming_report({slide: tables[key] for slide, key in keys.items()}, every, len(tables), organism),
+    )
+
+
+def _naming_report(
+    slides: Mapping[str, pd.DataFrame], every: pd.DataFrame, n_lists: int, organism: str | None
+) -> dict[str, int | list[str]]:
+    """Report of :class:`Naming`; ``every`` holds each of the ``n_lists`` different lists of genes once."""
+    mapped = pd.Index(every.loc[every["mapped"], "id"].unique())
+    as_given = every[~every["mapped"] & (every["id"] != "")].drop_duplicates("id")
+    kept = every.loc[every["stays"], "id"].value_counts()
+    lost = {slide: table[~table["stays"]] for slide, table in slides.items() if not table["stays"].all()}
+    nameless = sum(int((table["id"] == "").sum()) for table in lost.values())
+    rows = [
+        f"{s}: {row.name} ({row.id})" for s, table in lost.items() for row in table.itertuples(index=False) if row.id
+    ]
+    return {
+        "mapped": len(mapped),
+        "without_length": int((~mapped.isin(_annotation(organism).index)).sum()) if organism else 0,
+        "as_given": len(as_given),
+        "ambiguous": int(as_given["ambiguous"].sum()),
+        "shared": int((kept == n_lists).sum()),
+        "dropped_duplicate": len(rows),
+        "dropped_nameless": nameless,
+        "as_given_examples": as_given["id"].head(_EXAMPLES).tolist(),
+        "dropped_examples": rows[:_EXAMPLES],
+    }
+
+
+def _cohort_names(names: Names, organism: str | None) -> pd.DataFrame:
+    """``name``, ``id``, whether it is ``mapped``, ``stays`` (no better row has the id), is ``ambiguous``, ``symbol``."""
+    var = _as_var(names)
+    given = pd.Series(var.index, dtype=object)
+    stripped = given.str.extract(f"^{_ENSEMBL.pattern}$")[0].fillna(given)
+    table = pd.DataFrame({"name": given, "id": stripped, "mapped": False, "ambiguous": False, "symbol": ""})
+    trust = pd.Series(len(SOURCES), table.index)
+    if organism:
+        found = map_genes(var, organism)
+        annotated = found["gene_id"].map(_annotation(organism)["symbol"]).fillna("")
+        table["mapped"] = found["gene_id"] != ""
+        table["id"] = found["gene_id"].where(table["mapped"], stripped)
+        table["ambiguous"] = found["fate"] == "ambiguous"
+        table["symbol"] = annotated.where(annotated != "", found["symbol"])
+        trust = found["source"].map({source: rank for rank, source in enumerate(SOURCES)}).fillna(len(SOURCES))
+    best_first = table["id"].loc[trust.sort_values(kind="stable").index]
+    table["stays"] = ~best_first.duplicated().reindex(table.index) & (table["id"] != "")
+    return table
+
+
+def _one_organism(slides: Mapping[str, pd.DataFrame]) -> str | None:
+    found: dict[str, str] = {}
+    for slide, var in slides.items():
+        if guess := _guess_organism(var):
+            found.setdefault(guess, slide)
+    if len(found) > 1:
+        which = " and ".join(f"{organism} (slide {slide})" for organism, slide in sorted(found.items()))
+        raise InputError(f"the slides have genes of {which}: make a cohort of each organism")
+    return next(iter(found), None)
+
+
+def _guess_organism(var: pd.DataFrame) -> str | None:
+    names = [pd.Series(var.index, dtype=object)]
+    if ENSEMBL_COLUMN in var:
+        names.append(var[ENSEMBL_COLUMN].astype(str))
+    ids = {o: sum(int((_ensembl_ids(n, o)[0] != "").sum()) for n in names) for o in ENSEMBL_PREFIX}
+    if any(ids.values()):
+        return max(ids, key=ids.__getitem__)
+    known = {o: float(names[0].isin(_annotation(o)["symbol"]).mean()) for o in ENSEMBL_PREFIX}
+    best = max(known, key=known.__getitem__)
+    return best if known[best] >= _KNOWN_SYMBOLS else None
+
+
+def _as_var(names: Names) -> pd.DataFrame:
+    """``var`` with names as plain strings."""
+    if isinstance(names, pd.DataFrame):
+        columns = [ENSEMBL_COLUMN] if ENSEMBL_COLUMN in names else []
+        return names[columns].set_axis(pd.Index(names.index.astype(str), dtype=object), axis=0)
+    return pd.DataFrame(index=pd.Index([str(name) for name in names], dtype=object))
 
 
 def gene_report(table: pd.DataFrame, organism: str) -> dict[str, Any]:

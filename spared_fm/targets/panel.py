@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,16 +12,12 @@ import scipy.sparse as sp
 
 from spared_fm.errors import InputError
 from spared_fm.targets.counts import Slides, gene_names, load_slide, raw_counts, total_counts
-from spared_fm.targets.neighbors import LAYOUT_NEIGHBORS, grid_layout, knn_graph
 from spared_fm.targets.normalize import lognorm
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from anndata import AnnData
-
-Totals: TypeAlias = Mapping[str, np.ndarray] | None
-
-MORAN_MIN_SPOTS = 10
-"""A gene seen in fewer spots of a slide (or the same in all of them) scores a Moran's I of 0 there."""
 
 
 class Panel(NamedTuple):
@@ -32,25 +27,12 @@ class Panel(NamedTuple):
     scores: np.ndarray
 
 
-def select_panel(
-    slides: Slides,
-    *,
-    n_genes: int,
-    panel: str,
-    genes: Sequence[str] | None = None,
-    totals: Totals = None,
-) -> list[str]:
-    """Choose the genes of a cohort; see :func:`fit_panel`, of which this returns the names."""
-    return fit_panel(slides, n_genes=n_genes, panel=panel, genes=genes, totals=totals).genes
-
-
 def fit_panel(
     slides: Slides,
     *,
     n_genes: int,
-    panel: str,
+    panel: str | Sequence[str],
     genes: Sequence[str] | None = None,
-    totals: Totals = None,
 ) -> Panel:
     """Rank genes on training slides and keep the best.
 
@@ -58,21 +40,16 @@ def fit_panel(
     ----------
     slides
         *Training* slides: id → AnnData with raw counts in ``X``, or a function that loads one (called once
-        here). The result does not depend on their order.
+        here). Library sizes are ``obs['total_counts']`` where it is there, else row sums. The result does not depend on
+        the order of the slides.
     n_genes
-        Size of the panel. Not used where ``panel`` is a file.
+        Size of the panel. Not used where ``panel`` is a list.
     panel
-        ``"variance"``: variance of lognorm pooled over the spots. ``"moran"``: mean over slides of Moran's
-        I of lognorm on the slide's row-normalised nearest-neighbour graph (6 neighbours, 8 on a square
-        grid; ``scanpy.metrics.morans_i``); a gene in fewer than :data:`MORAN_MIN_SPOTS` spots of a slide,
-        or constant there, counts as 0 on it. ``"hvg"``: scanpy's highly variable genes (flavor ``seurat``,
-        slides as batches), ordered by number of slides, then normalised dispersion. Equal scores go by gene
-        name. Anything else: the path of a text file of gene names, one a line (blank lines and ``#``
-        comments skipped), taken whole and in its order.
+        ``"variance"``: variance of lognorm pooled over the spots. ``"hvg"``: scanpy's highly variable genes (flavor ``seurat``,
+        slides as batches), ordered by number of slides, then normalised dispersion. Equal scores go by
+        gene name. Else a list of genes, taken whole and in its order (:func:`read_panel`).
     genes
         Genes to choose from; default: those that all slides have.
-    totals
-        Library size per spot by slide; default: ``obs['total_counts']`` of the slide, else its row sums.
 
     Returns
     -------
@@ -90,12 +67,16 @@ def fit_panel(
     if genes is None:
         genes = shared_genes({name: gene_names(load_slide(slide)) for name, slide in slides.items()})
     universe = sorted(genes)
+    if not isinstance(panel, str):
+        if unknown := [g for g in panel if g not in set(universe)]:
+            raise InputError(f"panel: {_few(unknown)} not among the {len(universe)} genes that all slides share")
+        return Panel(list(panel), np.full(len(panel), np.nan))
     if panel not in _RANKINGS:
-        return Panel(listed := _read_list(panel, set(universe)), np.full(len(listed), np.nan))
+        raise InputError(f"unknown panel {panel!r}: choose {', '.join(_RANKINGS)} or a list of genes")
     if not 0 < n_genes <= len(universe):
         raise InputError(f"a panel of {n_genes} genes cannot be had from the {len(universe)} that all slides share")
     ordered = {name: slides[name] for name in sorted(slides)}
-    ranked = _RANKINGS[panel](ordered, universe, totals, n_genes).head(n_genes)
+    ranked = _RANKINGS[panel](ordered, universe, n_genes).head(n_genes)
     return Panel(list(ranked.index), ranked["score"].to_numpy(np.float64))
 
 
@@ -120,10 +101,19 @@ def _no_shared_genes(names: Mapping[str, Sequence[str]]) -> str:
     return f"the slides share no gene: {shown}; are some named by symbol and others by Ensembl id?"
 
 
-def _read_list(panel: str, known: set[str]) -> list[str]:
-    path = Path(panel)
+def read_panel(path: str | Path) -> list[str]:
+    """Read a text file of gene names, one a line; blank lines and ``#`` comments are skipped.
+
+    Raises
+    ------
+    InputError
+        No such file, one that is not text, or names none or one twice.
+    """
+    path = Path(path)
     if not path.is_file():
-        raise InputError(f"unknown panel {panel!r}: choose variance, moran, hvg or the path of a file of gene names")
+        raise InputError(
+            f"unknown panel {str(path)!r}: choose moran, variance, hvg or the path of a file of gene names"
+        )
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -133,8 +123,6 @@ def _read_list(panel: str, known: set[str]) -> list[str]:
         raise InputError(f"{path}: names no gene; write one name a line")
     if repeated := [g for g, count in pd.Series(listed).value_counts(sort=False).items() if count > 1]:
         raise InputError(f"{path}: {_few(repeated)} named more than once; keep one")
-    if unknown := [g for g in listed if g not in known]:
-        raise InputError(f"{path}: {_few(unknown)} not among the {len(known)} genes that all slides share")
     return listed
 
 
@@ -149,25 +137,21 @@ def _by_score(genes: list[str], score: np.ndarray) -> pd.DataFrame:
     return table.sort_values("score", ascending=False, kind="stable")
 
 
-def _normalised(name: str, adata: AnnData, genes: list[str], totals: Totals) -> sp.csr_matrix:
+def _normalised(name: str, adata: AnnData, genes: list[str]) -> sp.csr_matrix:
     counts = raw_counts(adata, name)
-    if totals is not None:
-        sums = np.asarray(totals[name], np.float64)
-    elif "total_counts" in adata.obs:
-        sums = adata.obs["total_counts"].to_numpy(np.float64)
-    else:
-        sums = total_counts(counts)
+    known = "total_counts" in adata.obs
+    sums = adata.obs["total_counts"].to_numpy(np.float64) if known else total_counts(counts)
     columns = pd.Index(gene_names(adata)).get_indexer(pd.Index(genes))
     if (columns < 0).any():
         raise InputError(f"slide {name} lacks gene {genes[int(np.argmin(columns))]}: choose among shared genes")
     return lognorm(counts[:, columns], sums)
 
 
-def _variance(slides: Slides, genes: list[str], totals: Totals, n_genes: int) -> pd.DataFrame:
+def _variance(slides: Slides, genes: list[str], n_genes: int) -> pd.DataFrame:
     """Rank by population variance; slides are merged by Chan's update, which does not cancel."""
     n_seen, mean, squares = 0, np.zeros(len(genes)), np.zeros(len(genes))
     for name, slide in slides.items():
-        x = _normalised(name, load_slide(slide), genes, totals)
+        x = _normalised(name, load_slide(slide), genes)
         n = x.shape[0]
         if n == 0:
             continue
@@ -182,49 +166,11 @@ def _variance(slides: Slides, genes: list[str], totals: Totals, n_genes: int) ->
     return _by_score(genes, squares / max(n_seen, 1))
 
 
-def _moran(slides: Slides, genes: list[str], totals: Totals, n_genes: int) -> pd.DataFrame:
-    score = np.zeros(len(genes))
-    for name, slide in slides.items():
-        adata = load_slide(slide)
-        score += morans_i(_normalised(name, adata, genes, totals), _xy(adata, name), _layout(adata))
-    return _by_score(genes, score / len(slides))
-
-
-def morans_i(values: sp.csr_matrix, xy: np.ndarray, layout: str | None) -> np.ndarray:
-    """Moran's I of each gene on one slide.
-
-    Parameters
-    ----------
-    values
-        Expression, spots × genes, sparse.
-    xy
-        Spot centres, ``(n_spots, 2)``.
-    layout
-        ``"hex"`` (or None): 6 neighbours; ``"square"``: 8.
-
-    Returns
-    -------
-    np.ndarray
-        ``(n_genes,)`` float64; 0 for a gene in fewer than :data:`MORAN_MIN_SPOTS` spots or constant.
-    """
-    import scanpy as sc  # slow to import; only this panel and hvg need it
-
-    by_gene = sp.csc_matrix(values)
-    seen = np.diff(by_gene.indptr)
-    lowest, highest = (np.asarray(f(axis=0).todense()).ravel() for f in (by_gene.min, by_gene.max))
-    usable = np.flatnonzero((seen >= MORAN_MIN_SPOTS) & (highest > lowest))
-    score = np.zeros(values.shape[1])
-    if len(usable):
-        graph = knn_graph(xy, LAYOUT_NEIGHBORS[layout or "hex"], normalize=True)
-        score[usable] = sc.metrics.morans_i(graph, sp.csr_matrix(by_gene[:, usable].T))
-    return score
-
-
-def _hvg(slides: Slides, genes: list[str], totals: Totals, n_genes: int) -> pd.DataFrame:
+def _hvg(slides: Slides, genes: list[str], n_genes: int) -> pd.DataFrame:
     import anndata as ad
     import scanpy as sc
 
-    parts = {name: _normalised(name, load_slide(slide), genes, totals) for name, slide in slides.items()}
+    parts = {name: _normalised(name, load_slide(slide), genes) for name, slide in slides.items()}
     batch = np.repeat(list(parts), [p.shape[0] for p in parts.values()])
     pooled = ad.AnnData(
         X=sp.vstack(list(parts.values()), format="csr"),
@@ -252,16 +198,4 @@ def _hvg(slides: Slides, genes: list[str], totals: Totals, n_genes: int) -> pd.D
     return table.rename(columns={"dispersions_norm": "score"})
 
 
-def _xy(adata: AnnData, name: str) -> np.ndarray:
-    if "spatial" not in adata.obsm:
-        raise InputError(f"slide {name} has no spot coordinates (obsm['spatial']): Moran's I needs them")
-    return np.asarray(adata.obsm["spatial"], np.float64)[:, :2]
-
-
-def _layout(adata: AnnData) -> str | None:
-    if not {"array_row", "array_col"} <= set(adata.obs.columns):
-        return None
-    return grid_layout(adata.obs["array_row"].to_numpy(np.float64), adata.obs["array_col"].to_numpy(np.float64))
-
-
-_RANKINGS = {"variance": _variance, "moran": _moran, "hvg": _hvg}
+_RANKINGS = {"variance": _variance, "hvg": _hvg}

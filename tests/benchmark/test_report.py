@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from PIL import Image
 
 from spared_fm.benchmark.report import COLOUR_STEPS, Gallery, Overlay, Table, write_report
 from spared_fm.errors import InputError
+from tests.benchmark.pages import Page
 
 ROWS = [
     {"encoder": "a", "head": "gene-mean", "target": "lognorm", "pcc_gene": 0.0, "mse": 2.0, "n_spots": 1691},
@@ -28,36 +28,6 @@ def overlay(**more) -> Overlay:
     values = {"measured": np.array([0.0, 1, 2, np.nan]), "predicted": np.array([0.5, 1, 1.5, 1])}
     given = {"slide": "s1", "gene": "ERBB2", "thumbnail": picture(), "spot_px": 6.0, "panels": values, "caption": "c"}
     return Overlay(**(given | {"xy": np.array([[5.0, 6], [15, 6], [25, 6], [35, 6]])} | more))
-
-
-class Page(HTMLParser):
-    """Tags with attributes, and the visible text in order."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.bold: list[str] = []
-        self.hidden, self.strong = False, False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.hidden = self.hidden or tag in ("head", "style")
-        self.strong = tag == "strong"
-
-    def handle_endtag(self, tag):
-        self.hidden = self.hidden and tag != "head"
-        self.strong = False
-
-    def handle_data(self, data):
-        if data.strip() and not self.hidden:
-            self.text.append(data.strip())
-            if self.strong:
-                self.bold.append(data.strip())
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 from spared_fm.benchmark.metrics import score
 from spared_fm.benchmark.runner import KEYS, evaluate, run
 from spared_fm.errors import InputError
+from spared_fm.heads.base import Head
 from spared_fm.heads.registry import make
 
 SPLIT = {"a": "train", "b": "train", "c": "val", "d": "test", "e": "test"}
@@ -113,17 +114,13 @@ def test_absent_spots_are_left_out_and_counted():
 
 
 def test_a_head_that_cannot_stream_sees_the_same_rows():
-    class Plain:
+    class Plain(Head):
         name = "plain"
 
-        def __init__(self):
-            self.inner = make("ridge")
+        def _fit(self, X, y, mask, groups, coords):
+            self.inner = make("ridge").fit(X, y, groups=groups)
 
-        def fit(self, X, y, *, groups=None):
-            self.inner.fit(X, y, groups=groups)
-            return self
-
-        def predict(self, X, *, groups=None):
+        def _predict(self, X, groups, coords):
             return self.inner.predict(X, groups=groups)
 
     plain, ridge = evaluate(**cell(head="ridge") | {"head": Plain()}), evaluate(**cell())
@@ -144,3 +141,26 @@ def test_bad_cells():
     given["Y"]["d"] = given["Y"]["d"][1:]
     with pytest.raises(InputError, match="join"):
         evaluate(**given)
+
+
+def test_an_oracle_is_fitted_on_what_it_predicts_and_shown_as_one():
+    given = cell(head="slide-mean")
+    found = evaluate(**given)
+    assert {r["head"] for r in found.rows} == {"slide-mean (oracle)"}
+    for s in "cde":
+        np.testing.assert_allclose(found.predictions[s][0], given["Y"][s].mean(axis=0), rtol=1e-5)
+
+
+def test_coordinates_and_patients_reach_the_head():
+    coords = {s: np.random.default_rng(0).uniform(size=(len(x), 2)) for s, x in cell()["X"].items()}
+    found = evaluate(**cell(head="coordinates"), coords=coords)
+    assert np.isfinite(found.rows[0]["mse"])
+    split = dict.fromkeys("abcd", "train") | {"e": "test"}
+    by_slide = evaluate(**cell(split=split))
+    by_patient = evaluate(**cell(split=split), patients=dict(zip("abcde", "ppqqr", strict=True)))
+    assert np.abs(by_slide.head.cv_error_ - by_patient.head.cv_error_).max() > 1e-6
+
+
+def test_rows_can_be_read_twice():
+    row = evaluate(**cell() | {"head": make("ridge", cv="loo")}).rows[0]
+    assert row["pcc_gene"] > 0.8

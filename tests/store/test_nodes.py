@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from spared_fm.errors import InputError
 from spared_fm.store.embeddings import EmbeddingArray
 from spared_fm.store.layout import DATA, FORMAT, Layout
-from spared_fm.store.nodes import read_node, write_layer, write_node
+from spared_fm.store.nodes import new_node, read_node, write_layer, write_node
 from spared_fm.store.recipe import Recipe
 from tests.store.conftest import assert_same, make_slide, record_of
 
@@ -144,3 +144,43 @@ def test_layers_written_at_once_are_all_registered(make_store: Callable[..., Lay
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda i: write_layer(layout, "c", f"l{i}", np.ones((10, 6), "f4"), {"i": i}), range(6)))
     assert sorted((layout.attributes(layout.cohort("c")) or {})["layers"]) == [f"l{i}" for i in range(6)]
+
+
+def test_a_layer_may_come_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("spared_fm.store.nodes.MATRIX_ROWS", 4)
+    layout = Layout.create(tmp_path / "store")
+    values = np.random.default_rng(0).normal(size=(11, 3))
+    key = layout.cohort("c")
+    shell = ad.AnnData(obs=pd.DataFrame(index=[str(i) for i in range(11)]), var=pd.DataFrame(index=list("abc")))
+    with new_node(layout, key) as draft:
+        rows = draft.layer("log1p", 3, np.float32, most_rows=20)
+        for cut in (slice(0, 1), slice(1, 1), slice(1, 10), slice(10, 11)):
+            rows.append(values[cut])
+        assert not layout.cohorts()
+        rows.close()
+        np.testing.assert_array_equal(rows.read(slice(2, 9)), values[2:9].astype(np.float32))
+        draft.layer("mask", 3, bool, most_rows=11).append(values > 0)  # publishing closes it
+        draft.publish(shell, {"layers": {}})
+    found = ad.read_zarr(layout.files.path(key))
+    np.testing.assert_array_equal(found.layers["log1p"], values.astype(np.float32))
+    np.testing.assert_array_equal(found.layers["mask"], values > 0)
+    array = zarr.open_array(layout.files.path(key) / "layers" / "log1p")
+    assert (array.shape, array.chunks) == ((11, 3), (4, 3))
+    plain = zarr.open_array(_written(layout, shell, values) / "layers" / "log1p")
+    assert dict(plain.attrs) == dict(array.attrs)
+    assert plain.metadata.codecs == array.metadata.codecs
+
+
+def _written(layout: Layout, shell: ad.AnnData, values: np.ndarray) -> Path:
+    whole = shell.copy()
+    whole.layers["log1p"] = values.astype(np.float32)
+    write_node(layout, layout.cohort("plain"), whole, {"layers": {}})
+    return layout.files.path(layout.cohort("plain"))
+
+
+def test_a_node_given_up_leaves_nothing(tmp_path: Path):
+    layout = Layout.create(tmp_path / "store")
+    before = sorted(layout.root.rglob("*"))
+    with new_node(layout, layout.cohort("c")) as draft:
+        draft.layer("counts", 2, np.int32, most_rows=5).append(np.zeros((5, 2)))
+    assert [path for path in sorted(layout.root.rglob("*")) if path.is_file()] == [p for p in before if p.is_file()]

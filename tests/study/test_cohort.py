@@ -81,7 +81,7 @@ def test_bad_cohorts(study: Study, tmp_path: Path):
         ({"split": tmp_path / "absent.csv"}, "no such split file"),
         ({"split": {"synthetic_p1_s1": "train"}}, "says nothing about slide synthetic_p1_s2"),
         ({"split": dict.fromkeys(SPLIT, "test")}, "train"),
-        ({"split_by": "moon"}, "not patient or slide"),
+        ({"split_by": "moon"}, "not patient, slide, section or block"),
         ({"n_genes": 10_000}, "genes"),
         ({"panel": "moon"}, "moon"),
     ]

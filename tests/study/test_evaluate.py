@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from spared_fm.benchmark.splits import Split
 from spared_fm.errors import InputError
 from spared_fm.study.api import Study
 from spared_fm.study.evaluate import join
@@ -92,6 +94,30 @@ def test_unfinished_embeddings_are_refused(copy: Callable[[], Study]):
     (layout.files.path(layout.embedding("synthetic_p1_s2", ENCODER)) / "receipts" / "2.json").unlink()
     with pytest.raises(InputError, match=r"synthetic_p1_s2: 1 of \d+ chunks"):
         study.benchmark("c", encoders=[ENCODER])
+
+
+def test_a_divided_slide_is_fitted_and_scored_by_its_parts(copy: Callable[[], Study], tmp_path: Path):
+    study = copy()
+    slide = "synthetic_p1_s1"
+    part = np.array(["train", "test", ""])[np.arange(study.slide(slide).n_obs) % 3]
+    divided = Split({slide: part, "synthetic_p2_s3": "test"}, "block", "made for this test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spared_fm.study.cohort.split_slides", lambda *_: divided)
+        made = study.cohort("d", n_genes=6, slides=list(divided.parts))
+    assert made["split"] == {slide: "train+test", "synthetic_p2_s3": "test"}
+    joined = join(study.layout, "d", ENCODER)
+    barcodes = study.slide(slide).obs_names
+    assert joined.split == {f"{slide}/train": "train", f"{slide}/test": "test", "synthetic_p2_s3": "test"}
+    for one in ("train", "test"):
+        rows = joined.rows[f"{slide}/{one}"]
+        assert list(study.cohort_data("d").obs["barcode"].iloc[rows]) == list(barcodes[part == one])
+    table = study.benchmark("d", encoders=[ENCODER], report=tmp_path / "report.html")
+    held_out = table[(table["head"] == "ridge") & table["slide"].notna()].set_index("slide")["n_spots"]
+    assert held_out.to_dict() == {
+        slide: (part == "test").sum(),
+        "synthetic_p2_s3": study.slide("synthetic_p2_s3").n_obs,
+    }
+    assert "made for this test" in (tmp_path / "report.html").read_text()
 
 
 def test_unknown_names(study: Study):

@@ -7,11 +7,11 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spared_fm.errors import InputError
-from spared_fm.targets.genes import gene_lengths, gene_report, harmonise, map_genes
+from spared_fm.targets.genes import gene_lengths, gene_report, harmonise, identify, map_genes
 
 TSPAN6, TNMD = "ENSG00000000003", "ENSG00000000005"
 HUMAN = gene_lengths("human")
@@ -119,3 +119,94 @@ def test_real_symbols_map(shared_data: Path):
     report = gene_report(map_genes(names, "human"), "human")
     assert report["kept"] > 0.9 * report["genes"], report
     assert report["without_length"] == 0
+
+
+def called(names: dict[str, list[str]], organism: str | None = None) -> dict[str, list[str]]:
+    return {slide: ids.tolist() for slide, ids in identify(names, organism).ids.items()}
+
+
+def test_slides_named_in_different_ways_meet_in_one_name():
+    naming = identify({"a": ["TSPAN6", "spike-in", "TNMD"], "b": [f"{TNMD}.12", TSPAN6, "spike-in"]})
+    assert naming.organism == "human"
+    assert naming.ids["a"].tolist() == [TSPAN6, "spike-in", TNMD]
+    assert naming.ids["b"].tolist() == [TNMD, TSPAN6, "spike-in"]
+    assert naming.symbols == {TSPAN6: "TSPAN6", TNMD: "TNMD"}
+    assert naming.find(["TNMD", "spike-in", f"{TSPAN6}.3", TNMD, "unheard"]) == [TNMD, "spike-in", TSPAN6, "unheard"]
+    assert naming.report == {
+        "mapped": 2,
+        "without_length": 0,
+        "as_given": 1,
+        "ambiguous": 0,
+        "shared": 3,
+        "dropped_duplicate": 0,
+        "dropped_nameless": 0,
+        "as_given_examples": ["spike-in"],
+        "dropped_examples": [],
+    }
+
+
+def test_one_of_two_rows_of_a_gene_stays_and_the_other_is_reported():
+    naming = identify({"a": ["TNMD", TNMD, f"{TNMD}.3", "Y_RNA", "Y_RNA", "", "ENSG99999999999"], "b": [TSPAN6]})
+    assert naming.ids["a"].tolist() == ["", TNMD, "", "Y_RNA", "", "", "ENSG99999999999"]
+    assert naming.report["dropped_examples"] == [f"a: TNMD ({TNMD})", f"a: {TNMD}.3 ({TNMD})", "a: Y_RNA (Y_RNA)"]
+    wanted = {"dropped_duplicate": 3, "dropped_nameless": 1, "ambiguous": 1, "as_given": 1, "shared": 0}
+    assert {name: naming.report[name] for name in wanted} == wanted
+    assert (naming.report["mapped"], naming.report["without_length"]) == (3, 1)
+
+
+def test_an_id_beside_the_symbol_names_the_gene_and_a_listed_panel_finds_it():
+    var = pd.DataFrame({"gene_ids": [f"{TSPAN6}.4", TNMD]}, index=["withdrawn", "other"])
+    naming = identify({"a": var, "b": ["TSPAN6", "TNMD"]})
+    assert naming.ids["a"].tolist() == naming.ids["b"].tolist() == [TSPAN6, TNMD]
+    assert naming.find(["withdrawn"]) == [TSPAN6]
+    assert naming.symbols[TSPAN6] == "TSPAN6"
+
+
+def test_the_organism_is_guessed():
+    assert identify({"a": ["Gnai3", "Cdc45", "H19", "?"]}).organism == "mouse"
+    assert identify({"a": ["ENSMUSG00000000001", "ENSMUSG00000000003", TSPAN6, "TNMD"]}).organism == "mouse"
+    assert identify({"a": ["x", "y", "TNMD"]}).organism is None
+    assert identify({"a": ["x", "y"], "b": ["TNMD"]}).organism == "human"  # and nothing of a is refused
+    assert identify({}).organism is None
+
+
+def test_names_of_neither_organism_stay_as_they_are():
+    rat = "ENSRNOG00000000001"
+    assert called({"a": [f"{rat}.2", "g1", "g1"], "b": [rat, "g1"]}) == {"a": [rat, "g1", ""], "b": [rat, "g1"]}
+    # also beside known genes, so that a panel of measured genes may hold them
+    assert called({"a": ["TNMD", f"{rat}.2"]}, "human") == {"a": [TNMD, rat]}
+
+
+@pytest.mark.parametrize(
+    ("names", "organism", "words"),
+    [
+        ({"a": ["TNMD"], "b": []}, None, "slide b has no genes"),
+        ({"a": ["TNMD"], "b": ["Gnai3"]}, None, r"human \(slide a\) and mouse \(slide b\): make a cohort of each"),
+        ({"a": ["TNMD"], "b": ["x1", "x2"]}, "human", "slide b: none of the 2 genes"),
+        ({"a": [TSPAN6]}, "mouse", "slide a: the genes .* are not mouse genes: give the right organism"),
+        ({"a": ["x"]}, "rat", "'rat': give human or mouse"),
+    ],
+)
+def test_slides_that_cannot_be_joined_are_refused(names: dict[str, list[str]], organism: str | None, words: str):
+    with pytest.raises(InputError, match=words):
+        identify(names, organism)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from(["TSPAN6", TSPAN6, f"{TSPAN6}.9", "TNMD", "Y_RNA", "?", "!", ""]), min_size=1))
+def test_cohort_ids_are_unique_and_no_named_gene_is_lost(names: list[str]):
+    ids = identify({"a": [*names, TNMD]}).ids["a"]
+    kept = [i for i in ids if i]
+    assert len(set(kept)) == len(kept)
+    assert set(kept) == {TNMD} | {TSPAN6 if "6" in n or "003" in n else n for n in names if n and n != "TNMD"}
+
+
+def test_real_sections_are_one_cohort(shared_data: Path):
+    with h5py.File(shared_data / "her2st_counts.h5ad") as file:
+        symbols = ad.io.read_elem(file["var"]).index
+    table = map_genes(symbols, "human")
+    ids = table.loc[table["fate"] == "kept", "gene_id"] + ".1"
+    naming = identify({"symbols": symbols, "ids": ids})
+    assert naming.organism == "human"
+    assert naming.report["shared"] == naming.report["mapped"] == len(ids)
+    assert naming.report["as_given"] + naming.report["mapped"] == len(symbols) - naming.report["dropped_duplicate"]

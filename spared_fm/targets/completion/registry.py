@@ -1,74 +1,82 @@
-"""Completion methods by name, applied to a cohort slide by slide."""
+"""Completion methods by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-import numpy as np
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from spared_fm.errors import InputError
-from spared_fm.targets.completion.median import adaptive_median
-from spared_fm.targets.neighbors import LAYOUT_NEIGHBORS, grid_layout
+from spared_fm.targets.completion.folder import CARD
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    from collections.abc import Sequence
 
-Completion = Callable[[np.ndarray, np.ndarray, str | None], np.ndarray]
-"""(values (n, g), xy (n, 2), layout of the slide) → completed values (n, g) float32."""
-
-
-def _median(values: np.ndarray, xy: np.ndarray, layout: str | None) -> np.ndarray:
-    return adaptive_median(values, None, xy, k=LAYOUT_NEIGHBORS.get(layout or "hex", 6))
+    from spared_fm.targets.completion.data import Completer
 
 
-COMPLETIONS: dict[str, tuple[str, Completion]] = {"adaptive-median": ("d", _median)}
-"""Method → (prefix of the layer it writes, function for one slide)."""
+class Method(NamedTuple):
+    """Where a method's class is, and the prefix of the layers that it writes."""
+
+    module: str
+    class_: str
+    prefix: str
 
 
-def complete(cohort: AnnData, *, method: str = "adaptive-median", source: str = "lognorm") -> tuple[str, np.ndarray]:
-    """Complete one layer of a cohort, each slide on its own.
+METHODS = {
+    "adaptive-median": Method("baselines", "AdaptiveMedian", "d"),
+    "neighbor-mean": Method("baselines", "NeighborMean", "n"),
+    "gene-mean": Method("baselines", "GeneMean", "g"),
+    "low-rank-gaussian": Method("lowrank", "LowRankGaussian", "lr"),
+    "spackle": Method("spackle", "Spackle", "t"),
+    "spackle-released": Method("spackle", "SpackleReleased", "tr"),
+    "rate-attention": Method("rate_attention", "RateAttention", "ra"),
+}
+"""Modules are those of this package; they are imported when a method is asked for (some need torch)."""
 
-    Parameters
-    ----------
-    cohort
-        Cohort as :func:`spared_fm.targets.cohort.build_cohort` makes it: ``obs['slide']``,
-        ``obsm['spatial']``, and ``obs['array_row']`` / ``obs['array_col']`` where known (they decide
-        between 6 and 8 neighbours; unknown: 6).
-    method
-        Key of :data:`COMPLETIONS`.
-    source
-        Layer to complete, non-negative; its exact zeros are the missing entries.
 
-    Returns
-    -------
-    tuple of str and np.ndarray
-        Name of the new layer (``d_<source>`` for the adaptive median) and its values, spots × genes,
-        float32, in the unit of ``source``. The cohort itself is left as it was.
+def method(name: str) -> type[Completer]:
+    """Class of a method.
 
     Raises
     ------
     InputError
-        Unknown method, or no such layer.
+        Unknown name.
     """
-    if method not in COMPLETIONS:
-        raise InputError(f"unknown completion {method!r}: choose from {', '.join(sorted(COMPLETIONS))}")
-    if source not in cohort.layers:
-        raise InputError(f"the cohort has no layer {source!r}: it has {', '.join(sorted(cohort.layers)) or 'none'}")
-    prefix, fill = COMPLETIONS[method]
-    values = np.asarray(cohort.layers[source], np.float32)
-    xy = np.asarray(cohort.obsm["spatial"], np.float64)
-    slide_of = cohort.obs["slide"].astype(str).to_numpy()
-    out = np.empty_like(values)
-    for slide in dict.fromkeys(slide_of):
-        rows = np.flatnonzero(slide_of == slide)
-        out[rows] = fill(values[rows], xy[rows], cohort_layout(cohort, rows))
-    return f"{prefix}_{source}", out
+    if name not in METHODS:
+        raise InputError(f"unknown completion {name!r}: choose from {', '.join(METHODS)}")
+    found = METHODS[name]
+    module = importlib.import_module(f"spared_fm.targets.completion.{found.module}")
+    return cast("type[Completer]", getattr(module, found.class_))
 
 
-def cohort_layout(cohort: AnnData, rows: np.ndarray) -> str | None:
-    """Grid layout of one slide's rows of a cohort, from its array positions (None: unknown)."""
-    if "array_row" not in cohort.obs or "array_col" not in cohort.obs:
-        return None
-    array_row, array_col = (cohort.obs[c].to_numpy(np.float64)[rows] for c in ("array_row", "array_col"))
-    return grid_layout(array_row, array_col)
+def load(folder: Path, genes: Sequence[str] | None = None) -> Completer:
+    """Read a fitted completer of whatever method wrote the folder.
+
+    Parameters
+    ----------
+    folder
+        As ``save`` wrote it.
+    genes
+        The panel that it must be for.
+
+    Raises
+    ------
+    InputError
+        Not such a folder, an unknown method, or another panel.
+    """
+    try:
+        name = json.loads((Path(folder) / CARD).read_text())["name"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder} is not a fitted completer: give the folder that holds its {CARD}") from error
+    return method(name).load(Path(folder), genes)
+
+
+def layer_name(name: str, source: str) -> str:
+    """Name of the layer that a method makes of ``source``: its prefix, after SpaRED's ``c_`` and instead of ``d_``.
+
+    ``d_log1p`` by the adaptive median; ``c_t_log1p`` by SpaCKLE (SpaRED's name for it) from ``c_log1p`` or ``c_d_log1p``.
+    """
+    corrected = "c_" if source.startswith("c_") else ""
+    return f"{corrected}{METHODS[name].prefix}_{source.removeprefix('c_').removeprefix('d_')}"

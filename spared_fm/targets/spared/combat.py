@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from spared_fm.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CONVERGED = 1e-4
 """Largest relative change of a location or scale at which the iteration stops."""
@@ -27,8 +30,17 @@ class Combat(NamedTuple):
     delta: np.ndarray
 
 
-def fit_combat(values: np.ndarray, batch: np.ndarray, *, as_released: bool = False) -> Combat:
-    """Estimate the location and scale of each batch.
+class Moments(NamedTuple):
+    """Spots per batch ``(n_batches,)``, their mean and the sum of squares about it, ``(n_batches, n_genes)`` float64."""
+
+    batches: pd.Index
+    n: np.ndarray
+    mean: np.ndarray
+    squares: np.ndarray
+
+
+def moments(values: np.ndarray, batch: np.ndarray) -> Moments:
+    """Moments of each batch.
 
     Parameters
     ----------
@@ -36,6 +48,40 @@ def fit_combat(values: np.ndarray, batch: np.ndarray, *, as_released: bool = Fal
         Expression, spots × genes.
     batch
         Batch of each spot, ``(n_spots,)``.
+    """
+    values = np.asarray(values, np.float64)
+    codes, batches = pd.factorize(batch, sort=True)
+    rows = [np.flatnonzero(codes == b) for b in range(len(batches))]
+    shape = (len(batches), values.shape[1])
+    mean = np.array([values[r].mean(axis=0) for r in rows]).reshape(shape)
+    squares = np.array([len(r) * values[r].var(axis=0) for r in rows]).reshape(shape)
+    return Moments(pd.Index(batches), np.array([len(r) for r in rows], np.int64), mean, squares)
+
+
+def merge_moments(parts: Sequence[Moments]) -> Moments:
+    """Moments of all spots together, from those of parts (Chan's update: it does not cancel)."""
+    batches = pd.Index(sorted({b for part in parts for b in part.batches}))
+    n_genes = parts[0].mean.shape[1]
+    n = np.zeros(len(batches), np.int64)
+    mean, squares = np.zeros((2, len(batches), n_genes))
+    for part in parts:
+        for at, own_n, own_mean, own_squares in zip(
+            batches.get_indexer(part.batches), part.n, part.mean, part.squares, strict=True
+        ):
+            total, apart = n[at] + own_n, own_mean - mean[at]
+            squares[at] += own_squares + apart**2 * (n[at] * own_n / total)
+            mean[at] += apart * (own_n / total)
+            n[at] = total
+    return Moments(batches, n, mean, squares)
+
+
+def fit_combat(known: Moments, *, as_released: bool = False) -> Combat:
+    """Estimate the location and scale of each batch.
+
+    Parameters
+    ----------
+    known
+        Moments of the spots to fit on.
     as_released
         Estimate as pyComBat 0.3.3 does, which SpaRED's released pipeline calls (found from its outputs): variances have
         the divisor n, and squares of every gene are taken about the location of the first gene, so that the scale of a
@@ -51,26 +97,21 @@ def fit_combat(values: np.ndarray, batch: np.ndarray, *, as_released: bool = Fal
     InputError
         A batch of one spot, which has no variance.
     """
-    values = np.asarray(values, np.float64)
-    codes, batches = pd.factorize(batch, sort=True)
-    sizes = np.bincount(codes, minlength=len(batches))
+    batches, sizes, means = known.batches, known.n, known.mean
     if len(batches) > 1 and sizes.min() < 2:
         raise InputError(
             f"ComBat batch {batches[sizes.argmin()]} has one spot: leave it out or choose another combat_key"
         )
-    rows = [np.flatnonzero(codes == b) for b in range(len(batches))]
-    means = np.stack([values[r].mean(axis=0) for r in rows])
-    mean = sizes @ means / len(values)
-    variances = np.stack([values[r].var(axis=0) for r in rows])
-    scale = np.sqrt(sizes @ variances / len(values))
+    mean = sizes @ means / sizes.sum()
+    scale = np.sqrt(known.squares.sum(axis=0) / sizes.sum())
     gamma, delta = np.zeros_like(means), np.ones_like(means)
     varies = scale > 0
     if len(batches) > 1 and varies.any():
         location = (means - mean)[:, varies] / scale[varies]
-        spread = variances[:, varies] / scale[varies] ** 2
+        spread = known.squares[:, varies] / sizes[:, None] / scale[varies] ** 2
         for b, size in enumerate(sizes):
             gamma[b, varies], delta[b, varies] = _shrink(location[b], spread[b], int(size), as_released)
-    return Combat(pd.Index(batches), mean, scale, gamma, delta)
+    return Combat(batches, mean, scale, gamma, delta)
 
 
 def apply_combat(values: np.ndarray, batch: np.ndarray, fitted: Combat) -> np.ndarray:
@@ -79,9 +120,9 @@ def apply_combat(values: np.ndarray, batch: np.ndarray, fitted: Combat) -> np.nd
     Parameters
     ----------
     values, batch
-        As for :func:`fit_combat`.
+        As for :func:`moments`.
     fitted
-        Its result. Spots of a batch that it has not seen are returned as they are: without a look at their
+        Of :func:`fit_combat`. Spots of a batch that it has not seen are returned as they are: without a look at their
         expression nothing is known of their effect. So is a gene without any variance.
 
     Returns

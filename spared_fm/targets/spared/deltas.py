@@ -5,24 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 
-def train_mean(values: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Mean of each gene over the training spots, completed entries included.
-
-    Parameters
-    ----------
-    values
-        Expression, spots × genes.
-    train
-        ``(n_spots,)`` bool, at least one True.
-
-    Returns
-    -------
-    np.ndarray
-        ``(n_genes,)`` float64, in the unit of ``values``.
-    """
-    return np.asarray(values)[train].mean(axis=0, dtype=np.float64)
-
-
 def deltas(values: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Expression minus the training mean of its gene, spots × genes, float64."""
     return np.asarray(values, np.float64) - mean

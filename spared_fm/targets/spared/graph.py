@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from spared_fm.targets.neighbors import knn_graph
+from spared_fm.targets.neighbors import nearest
 
 GRID_SLACK = 1.3
 """On a square grid a neighbour lies nearer than this many medians of all neighbour distances of the slide."""
@@ -45,27 +45,21 @@ def slide_graph(xy: np.ndarray, *, hex_geometry: bool = True) -> sp.csr_array:
     scipy.sparse.csr_array
         ``(n_spots, n_spots)`` float64 of ones, zero diagonal; row i holds the neighbours of spot i.
     """
-    graph = sp.csr_array(knn_graph(xy, 6 if hex_geometry else 8))
-    if hex_geometry or not graph.nnz:
-        return graph
-    row, column = graph.nonzero()
-    distance = np.linalg.norm(np.asarray(xy, np.float64)[row] - np.asarray(xy, np.float64)[column], axis=1)
-    near = distance < GRID_SLACK * np.median(distance)
-    return sp.csr_array((np.ones(int(near.sum())), (row[near], column[near])), shape=graph.shape)
+    points = np.asarray(xy, np.float64)
+    index = nearest(points, 6 if hex_geometry else 8)
+    near = np.ones(index.shape, bool)
+    if not hex_geometry and index.size:
+        distance = np.linalg.norm(points[index] - points[:, None], axis=2)
+        near = distance < GRID_SLACK * np.median(distance)
+    ends = np.concatenate([[0], np.cumsum(near.sum(axis=1))])
+    columns = index[near]
+    graph = sp.csr_array((np.ones(len(columns)), columns, ends), shape=(len(points), len(points)))
+    graph.sort_indices()
+    return graph
 
 
 def hops_around(graph: sp.csr_array, n_hops: int = 4) -> Hops:
     """Spots that each spot reaches in at most 1, 2, … ``n_hops`` steps along the rows of ``graph``."""
-    n = graph.shape[0]
-    reach = sp.eye_array(n, format="csr")
-    times = sp.eye_array(n, format="csr")  # in how many of the sets 0, 1, … n_hops a spot is
-    for _ in range(n_hops):
-        reach = sp.csr_array(reach + reach @ graph)
-        reach.data[:] = 1.0  # counts of paths → reached or not
-        times = sp.csr_array(times + reach)
-    entries = sp.coo_array(times)
-    hop = n_hops + 1 - entries.data.astype(np.int64)
-    row, column = entries.coords
-    order = np.lexsort((column, hop, row))
-    per_hop = np.bincount(row.astype(np.int64) * (n_hops + 1) + hop, minlength=n * (n_hops + 1))
-    return Hops(column[order].astype(np.int32), np.cumsum(per_hop).reshape(n, n_hops + 1))
+    from spared_fm.targets.spared.kernels import reach  # compiles
+
+    return Hops(*reach(graph.indptr, graph.indices, n_hops))

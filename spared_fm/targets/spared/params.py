@@ -25,7 +25,7 @@ class Params:
     Attributes
     ----------
     organism
-        ``"human"`` or ``"mouse"``: which table of gene lengths.
+        ``"human"`` or ``"mouse"``: which table of gene lengths. None: no length is known, so there is no TPM.
     cell_min_counts, cell_max_counts
         Spots with total counts strictly between the two are kept.
     gene_min_counts, gene_max_counts
@@ -43,7 +43,7 @@ class Params:
         True: 6 nearest neighbours; False: square grid of 8, see :mod:`spared_fm.targets.spared.graph`.
     """
 
-    organism: str
+    organism: str | None
     cell_min_counts: float = 10
     cell_max_counts: float = 1e6
     gene_min_counts: float = 10
@@ -55,8 +55,15 @@ class Params:
     hex_geometry: bool = True
 
 
-def read_params(params: Mapping[str, Any]) -> Params:
+def read_params(params: Mapping[str, Any], *, may_lack_organism: bool = False) -> Params:
     """Check a dictionary of SpaRED's parameters.
+
+    Parameters
+    ----------
+    params
+        SpaRED's names and values.
+    may_lack_organism
+        Allow an organism of None.
 
     Raises
     ------
@@ -68,6 +75,7 @@ def read_params(params: Mapping[str, Any]) -> Params:
         if key not in known and key not in IGNORED:
             close = difflib.get_close_matches(key, known, 1)
             raise InputError(f"unknown parameter {key!r}: {f'did you mean {close[0]}' if close else 'remove it'}")
-    if params.get("organism") not in ("human", "mouse"):
-        raise InputError(f"parameter organism is {params.get('organism')!r}: give 'human' or 'mouse'")
-    return Params(**{key: value for key, value in params.items() if key in known})
+    organism = params.get("organism")
+    if organism not in ("human", "mouse") and not (organism is None and may_lack_organism):
+        raise InputError(f"parameter organism is {organism!r}: give 'human' or 'mouse'")
+    return Params(**{"organism": None} | {key: value for key, value in params.items() if key in known})

@@ -5,34 +5,30 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from spared_fm.errors import InputError
-from spared_fm.targets.counts import raw_counts
-from spared_fm.targets.spared.combat import apply_combat, fit_combat
-from spared_fm.targets.spared.deltas import deltas, noisy, train_mean
-from spared_fm.targets.spared.filtering import filter_counts
-from spared_fm.targets.spared.graph import hops_around, slide_graph
-from spared_fm.targets.spared.median import complete_median
-from spared_fm.targets.spared.moran import morans_i
+from spared_fm.targets.counts import raw_counts, total_counts
+from spared_fm.targets.spared.choice import moran_panel
 from spared_fm.targets.spared.params import Params, read_params
-from spared_fm.targets.spared.tpm import log1p, tpm, tpm_scale
+from spared_fm.targets.spared.stream import (
+    FITTED_ON,
+    Source,
+    fit_statistics,
+    fitted_rows,
+    moments_of,
+    panel_columns,
+    panel_spots,
+    slide_layers,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-    import scipy.sparse as sp
     from anndata import AnnData
-
-N_HOPS = 4
-FITTED_ON = {
-    "spared": "all splits, as published: gene filter, panel and ComBat have seen validation and test spots",
-    "strict": "training spots only: gene filter, panel, ComBat and means; batches unseen in training are not corrected",
-}
-"""Modes, and what each says of itself in ``uns``."""
-
-_DELTAS = {"log1p": "deltas", "d_log1p": "d_deltas", "c_log1p": "c_deltas", "c_d_log1p": "c_d_deltas"}
 
 
 def process_dataset(adata: AnnData, params: Mapping[str, Any], mode: str = "spared") -> AnnData:
@@ -63,7 +59,8 @@ def process_dataset(adata: AnnData, params: Mapping[str, Any], mode: str = "spar
         - ``layers`` (dense): counts (dtype of ``X``), tpm, log1p, d_log1p, c_log1p, c_d_log1p, deltas, d_deltas,
           c_deltas, c_d_deltas, noisy_c_d_log1p, noisy_c_d_deltas (float64), mask (bool, True measured). With
           ``combat_key`` "None" there are no layers of c_ and no noisy ones.
-        - ``obs``: n_genes_by_counts, total_counts, unique_id.
+        - ``obs``: n_genes_by_counts, total_counts, unique_id, and tpm_rest: counts per base of the genes that were left
+          after the filters but are not in the panel, which TPM was scaled with.
         - ``var``: exp_frac, glob_exp_frac, n_cells_by_counts, mean_counts, pct_dropout_by_counts, total_counts,
           gene_length, d_log1p_moran, <layer>_avg_exp, used_mean_c_d_deltas; in strict mode all of them over training
           spots.
@@ -85,68 +82,59 @@ def process_dataset(adata: AnnData, params: Mapping[str, Any], mode: str = "spar
         raise InputError(f"unknown mode {mode!r}: choose {' or '.join(FITTED_ON)}")
     settings = read_params(params)
     counts, slides, split = _checked(adata, settings, mode)
+    rows_of = {name: np.flatnonzero(slides == name) for name in np.unique(slides)}
+    sources = {name: _source(adata, counts, rows, split, settings) for name, rows in rows_of.items()}
+
     names = pd.Index(adata.var_names.astype(str))
-    fit = split == "train" if mode == "strict" else np.ones(len(split), bool)
-    kept = filter_counts(counts, names, slides, fit, settings)
-    lengths = _lengths(kept.var.index, settings.organism)
-    measured = np.flatnonzero(np.isfinite(lengths))
-    genes, lengths = kept.genes[measured], lengths[measured]
-    order = np.argsort(slides[kept.spots], kind="stable")
-    kept = kept._replace(spots=kept.spots[order], obs=kept.obs.iloc[order])
-    slides, split, fit = slides[kept.spots], split[kept.spots], fit[kept.spots]
-    train = split == "train"
-    if not train.any():
-        raise InputError("no training spot is left after the filters: lower cell_min_counts or move slides to train")
-    counts = counts[kept.spots][:, genes]
-    scale = tpm_scale(counts, lengths)
-    xy = np.asarray(adata.obsm["spatial"], np.float64)[kept.spots, :2]
+    genes, score = moran_panel(sources, names, settings, mode, settings.top_moran_genes)
+    lengths = genes.lengths[genes.panel]
+    spots = {name: panel_spots(source, genes, settings) for name, source in sources.items()}
+    seen = {name: moments_of(own, lengths, mode) for name, own in spots.items()}
+    fitted = fit_statistics(seen, settings, mode)
 
-    # where a slide holds spots of several splits, no neighbour may carry test expression into training spots
-    pieces = slides if mode == "spared" else np.char.add(np.char.add(slides.astype(str), "/"), split)
-
-    scores = [
-        morans_i(completed, graph)
-        for _, completed, graph in _completed(counts, lengths, scale, xy, pieces, fit, settings)
-    ]
-    moran = _mean_of_slides(np.stack(scores))
-    panel = _best(moran, settings.top_moran_genes)
-
-    panel_counts, panel_lengths = counts[:, panel], lengths[panel]
-    layers = {"counts": panel_counts.toarray(), "tpm": tpm(panel_counts, panel_lengths, scale)}
-    layers["log1p"] = log1p(layers["tpm"])
-    layers["d_log1p"] = np.empty_like(layers["tpm"])
-    everything = np.ones(len(pieces), bool)
-    for rows, completed, _ in _completed(panel_counts, panel_lengths, scale, xy, pieces, everything, settings):
-        layers["d_log1p"][rows] = completed
-    layers["mask"] = layers["tpm"] != 0
-
-    out = adata[kept.spots, genes[panel]].copy()
-    for column in kept.obs:
-        out.obs[column] = kept.obs[column].to_numpy()
+    kept = np.concatenate([rows_of[name][own.rows] for name, own in spots.items()])
+    columns = genes.left[genes.panel]
+    out = ad.AnnData(
+        X=adata.X[:, columns][kept],  # rows first would copy every gene of them
+        obs=adata.obs.iloc[kept].copy(),
+        var=adata.var.iloc[columns].copy(),
+        obsm={key: values[kept] for key, values in adata.obsm.items()},
+        uns=dict(adata.uns),
+    )
+    out.obs["n_genes_by_counts"] = np.concatenate([own.n_genes for own in spots.values()])
+    out.obs["total_counts"] = np.concatenate([own.left_totals for own in spots.values()])
+    out.obs["tpm_rest"] = np.concatenate([own.tpm_rest for own in spots.values()])
     out.obs["unique_id"] = out.obs_names
-    chosen = kept.var.iloc[measured[panel]]
-    out.var[list(chosen)] = chosen
-    out.var["gene_length"] = panel_lengths
-    out.var["d_log1p_moran"] = moran[panel]
-    if settings.combat_key != "None":
-        batch = adata.obs[settings.combat_key].astype(str).to_numpy()[kept.spots]
-        for layer in ("log1p", "d_log1p"):
-            fitted = fit_combat(layers[layer][fit], batch[fit], as_released=mode == "spared")
-            layers[f"c_{layer}"] = apply_combat(layers[layer], batch, fitted)
-    for source, target in _DELTAS.items():
-        if source in layers:
-            mean = train_mean(layers[source], train)
-            out.var[f"{source}_avg_exp"] = mean
-            layers[target] = deltas(layers[source], mean)
-    if settings.combat_key != "None":
-        mean = out.var["c_d_log1p_avg_exp"].to_numpy()
-        layers["noisy_c_d_log1p"] = noisy(layers["c_d_log1p"], layers["mask"])
-        layers["noisy_c_d_deltas"] = noisy(layers["c_d_deltas"], layers["mask"], mean)
-        out.var["used_mean_c_d_deltas"] = mean
+    n_left = sum(int(fitted_rows(own.source.part, mode).sum()) for own in spots.values())
+    facts = panel_columns(genes, n_left, fitted)
+    facts.insert(list(facts).index("gene_length") + 1, "d_log1p_moran", score)
+    out.var[list(facts)] = facts
+    layers = {"counts": sp.vstack([own.counts for own in spots.values()]).toarray()}
+    start = 0
+    for name in list(spots):
+        for layer, values in slide_layers(own := spots.pop(name), lengths, fitted, mode).items():
+            whole = layers.setdefault(layer, np.empty((len(kept), values.shape[1]), values.dtype))
+            whole[start : start + len(own.rows)] = values
+        start += len(own.rows)
     for layer, values in layers.items():
         out.layers[layer] = values
     out.uns["preprocessing"] = {"mode": mode, "fitted_on": FITTED_ON[mode], "params": asdict(settings)}
     return out
+
+
+def _source(adata: AnnData, counts: sp.csr_matrix, rows: np.ndarray, split: np.ndarray, params: Params) -> Source:
+    def read(genes: np.ndarray | None) -> tuple[sp.csr_matrix, np.ndarray]:
+        own = counts[rows]
+        return own if genes is None else own[:, genes], total_counts(own)
+
+    key = params.combat_key if params.combat_key != "None" else "slide_id"
+    return Source(
+        read=read,
+        part=split[rows],
+        batch=adata.obs[key].astype(str).to_numpy()[rows],
+        xy=np.asarray(adata.obsm["spatial"], np.float64)[rows, :2],
+        hex_geometry=params.hex_geometry,
+    )
 
 
 def _checked(adata: AnnData, params: Params, mode: str) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray]:
@@ -173,49 +161,3 @@ def _checked(adata: AnnData, params: Params, mode: str) -> tuple[sp.csr_matrix, 
             "X holds fractional counts: strict mode needs raw counts (mode='spared' takes them as they are)"
         )
     return counts, adata.obs["slide_id"].astype(str).to_numpy(), splits
-
-
-def _lengths(genes: pd.Index, organism: str) -> np.ndarray:
-    from spared_fm.targets.genes import gene_lengths  # reads a table
-
-    lengths = gene_lengths(organism).reindex(genes).to_numpy(np.float64)
-    if not np.isfinite(lengths).any():
-        raise InputError(
-            f"no gene has a length in the {organism} table (for example {genes[0]}): var_names must be Ensembl ids "
-            "without version; harmonise the gene names first, or check organism"
-        )
-    return lengths
-
-
-def _completed(
-    counts: sp.csr_matrix,
-    lengths: np.ndarray,
-    scale: np.ndarray,
-    xy: np.ndarray,
-    pieces: np.ndarray,
-    wanted: np.ndarray,
-    params: Params,
-) -> Iterator[tuple[np.ndarray, np.ndarray, sp.csr_array]]:
-    """Yield rows, d_log1p (rows × genes) and graph of each piece that has a wanted spot."""
-    for piece in pd.unique(pieces[wanted]):
-        rows = np.flatnonzero(pieces == piece)
-        graph = slide_graph(xy[rows], hex_geometry=params.hex_geometry)
-        values = log1p(tpm(counts[rows], lengths, scale[rows]))
-        yield rows, complete_median(values, hops_around(graph, N_HOPS)), graph
-
-
-def _mean_of_slides(score: np.ndarray) -> np.ndarray:
-    """Mean over the slides on which the gene has a score; NaN where it has none."""
-    known = np.isfinite(score)
-    n = known.sum(axis=0)
-    total = np.where(known, score, 0.0).sum(axis=0)
-    return np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
-
-
-def _best(moran: np.ndarray, n_genes: int) -> np.ndarray:
-    """Positions of the panel, best first; equal scores keep their order, genes without a score come last."""
-    if n_genes <= 0:
-        n_genes = 128 if len(moran) > 320 else 32
-    if n_genes > len(moran):
-        raise InputError(f"a panel of {n_genes} genes cannot be had: {len(moran)} are left; lower top_moran_genes")
-    return np.argsort(-np.nan_to_num(moran, nan=-np.inf), kind="stable")[:n_genes]

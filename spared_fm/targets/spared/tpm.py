@@ -7,7 +7,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    import pandas as pd
     import scipy.sparse as sp
+
+
+def known_lengths(genes: pd.Index, organism: str | None) -> np.ndarray:
+    """Lengths of genes in bases, ``(n_genes,)`` float64; infinite where unknown, so that such a gene adds nothing to TPM.
+
+    Parameters
+    ----------
+    genes
+        Ensembl ids without version.
+    organism
+        ``human`` or ``mouse``; None: nothing is known.
+    """
+    if organism is None:
+        return np.full(len(genes), np.inf)
+    from spared_fm.targets.genes import gene_lengths  # reads a table
+
+    return gene_lengths(organism).reindex(genes).fillna(np.inf).to_numpy(np.float64)
 
 
 def tpm_scale(counts: sp.csr_matrix, lengths: np.ndarray) -> np.ndarray:
@@ -16,9 +34,9 @@ def tpm_scale(counts: sp.csr_matrix, lengths: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     counts
-        Raw counts, spots × genes: all genes that are left after filtering and have a length.
+        Raw counts, spots × genes: all genes that are left after filtering.
     lengths
-        Gene lengths in bases, ``(n_genes,)``.
+        Gene lengths in bases, ``(n_genes,)``; infinite for a gene that does not count.
 
     Returns
     -------

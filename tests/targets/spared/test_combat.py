@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from spared_fm.errors import InputError
-from spared_fm.targets.spared.combat import apply_combat, fit_combat
+from spared_fm.targets.spared.combat import Combat, apply_combat, merge_moments, moments
+from spared_fm.targets.spared.combat import fit_combat as fit_moments
 
 
 def batches(seed: int = 0, sizes: tuple[int, ...] = (40, 25, 60)) -> tuple[np.ndarray, np.ndarray]:
@@ -16,6 +17,10 @@ def batches(seed: int = 0, sizes: tuple[int, ...] = (40, 25, 60)) -> tuple[np.nd
         for s, n in enumerate(sizes)
     ]
     return np.vstack(parts), np.repeat([f"b{i}" for i in range(len(sizes))], sizes)
+
+
+def fit_combat(values: np.ndarray, batch: np.ndarray) -> Combat:
+    return fit_moments(moments(values, batch))
 
 
 def by_the_paper(values: np.ndarray, batch: np.ndarray) -> np.ndarray:
@@ -93,3 +98,15 @@ def test_a_batch_of_one_spot_is_refused() -> None:
     values, batch = batches(5, (20, 1))
     with pytest.raises(InputError, match="b1 has one spot"):
         fit_combat(values, batch)
+
+
+def test_moments_of_parts_are_those_of_the_whole() -> None:
+    values, batch = batches(6)
+    values[:, 0] += 1e6  # sums of squares would cancel
+    whole = moments(values, batch)
+    cuts = [slice(0, 1), slice(1, 60), slice(60, 60), slice(60, None)]
+    merged = merge_moments([moments(values[cut], batch[cut]) for cut in cuts])
+    assert merged.batches.equals(whole.batches)
+    np.testing.assert_array_equal(merged.n, whole.n)
+    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12)
+    np.testing.assert_allclose(merged.squares, whole.squares, rtol=1e-9)

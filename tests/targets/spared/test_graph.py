@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from spared_fm.targets.spared.graph import hops_around, slide_graph
 from tests.targets.spared.synthetic import hex_xy
@@ -50,3 +51,12 @@ def test_one_spot_has_no_neighbours() -> None:
         index, ends = hops_around(graph)
         assert index.tolist() == [0]
         assert ends.tolist() == [[1] * 5]
+
+
+def test_hops_of_a_graph_in_which_every_spot_is_near_every_other() -> None:
+    n = 150  # more entries than are expected of a grid
+    graph = sp.csr_array(np.ones((n, n)) - np.eye(n))
+    index, ends = hops_around(graph, 2)
+    np.testing.assert_array_equal(np.sort(index.reshape(n, n), axis=1), np.tile(np.arange(n), (n, 1)))
+    np.testing.assert_array_equal(ends[:, 1], ends[:, 2])
+    assert ends[-1, 2] == n * n

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
-from spared_fm.targets.spared.tpm import log1p, tpm, tpm_scale
+from spared_fm.targets.spared.tpm import known_lengths, log1p, tpm, tpm_scale
 
 
 def test_each_spot_sums_to_a_million_per_base() -> None:
@@ -28,3 +29,15 @@ def test_a_part_of_the_genes_keeps_the_scale_of_all() -> None:
 
 def test_the_logarithm_is_of_base_two() -> None:
     assert log1p(np.array([[0.0, 1.0, 7.0]])).tolist() == [[0, 1, 3]]
+
+
+def test_a_gene_without_length_adds_nothing() -> None:
+    genes = pd.Index(["ENSG00000000003", "spike-in", "ENSG00000000005"])
+    lengths = known_lengths(genes, "human")
+    assert lengths.tolist() == [4066, np.inf, 1205]
+    assert known_lengths(genes, None).tolist() == [np.inf] * 3
+    counts = sp.csr_matrix(np.array([[2.0, 90, 1], [0, 5, 0]]))
+    whole = tpm(counts, lengths)
+    np.testing.assert_array_equal(whole[:, [0, 2]], tpm(counts[:, [0, 2]], lengths[[0, 2]]))
+    assert not whole[:, 1].any()
+    assert not whole[1].any()
