@@ -33,7 +33,7 @@ from PIL import Image
 import spared_fm
 from spared_fm.encoders.builder import Encoder, build
 from spared_fm.encoders.spec import resolve
-from spared_fm.encoders.torchvision_ops import declare_missing_operators
+from spared_fm.torchvision_ops import declare_missing_operators
 from spared_fm.extract import source
 from spared_fm.slides.resample import prepare
 from spared_fm.study.api import Study

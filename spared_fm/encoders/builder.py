@@ -14,10 +14,10 @@ import torch
 from spared_fm.encoders.models import classifier_names, fill_core, make_core, timm_conversion, wrap, wrap_for_tokens
 from spared_fm.encoders.pooling import combine, pooler, vector, views_of
 from spared_fm.encoders.spec import PRETRAINED, RANDOM, EncoderSpec, checked
-from spared_fm.encoders.torchvision_ops import declare_missing_operators
 from spared_fm.encoders.transform import Transform
 from spared_fm.encoders.weights import fill, weights_digest
 from spared_fm.errors import InputError
+from spared_fm.torchvision_ops import declare_missing_operators
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

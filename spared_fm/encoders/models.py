@@ -15,9 +15,9 @@ from torch import nn
 from spared_fm.encoders import parts
 from spared_fm.encoders.hub import fetch
 from spared_fm.encoders.spec import PRETRAINED, RANDOM
-from spared_fm.encoders.torchvision_ops import declare_missing_operators
 from spared_fm.encoders.weights import fill
 from spared_fm.errors import InputError
+from spared_fm.torchvision_ops import declare_missing_operators
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -195,7 +195,7 @@ def checked(spec: EncoderSpec) -> EncoderSpec:
 
 
 def _check_timm_name(architecture: str) -> None:
-    from spared_fm.encoders.torchvision_ops import declare_missing_operators
+    from spared_fm.torchvision_ops import declare_missing_operators
 
     declare_missing_operators()
     import timm

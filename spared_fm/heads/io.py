@@ -22,7 +22,7 @@ from spared_fm.heads.registry import head_class
 if TYPE_CHECKING:
     from spared_fm.heads.base import Head
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, CARD = "weights.safetensors", "card.json"
 #: Keys of the card that ``save`` writes itself.
 RESERVED = ("format", "head", "params", "versions", "weights_sha256")
@@ -50,17 +50,17 @@ def save(head: Head, folder: str | os.PathLike[str], card: dict[str, Any]) -> No
         raise InputError(f"the card of a head may not hold {', '.join(clash)}: these are written by save")
     if folder.exists():
         raise InputError(f"{folder} exists already: remove it or give the run another name")
-    weights = tensors_save({key: np.ascontiguousarray(value) for key, value in head.state().items()})
+    weights = tensors_save({key: np.asarray(value, order="C") for key, value in head.state().items()})
     full = {
         "format": FORMAT,
         "head": head.name,
         "params": head.get_params(),
-        "versions": {name: version(name) for name in ("spared-fm", "numpy", "safetensors")},
+        "versions": {name: version(name) for name in ("spared-fm", "numpy", "scikit-learn", "safetensors")},
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         **card,
     }
     try:
-        text = json.dumps(full, indent=2, allow_nan=False)
+        text = json.dumps(full, indent=2, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
         raise InputError(f"the card of {folder} is not JSON ({error}): use plain numbers, strings, lists") from error
 
@@ -103,6 +103,8 @@ def load(folder: str | os.PathLike[str]) -> tuple[Head, dict[str, Any]]:
         raise InputError(f"{folder / CARD} is not the card of a head: fit the head again")
     if not isinstance(card["format"], int) or card["format"] > FORMAT:
         raise InputError(f"{folder} has format {card['format']}, this version reads {FORMAT}: update spared-fm")
+    if card["format"] < FORMAT:
+        raise InputError(f"{folder} has format {card['format']}, of an older version: fit the head again")
     if hashlib.sha256(weights).hexdigest() != card["weights_sha256"]:
         raise InputError(f"{folder / WEIGHTS} does not match its checksum: fit the head again")
     try:
@@ -116,6 +118,13 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _plain(value: Any) -> Any:
+    """Return a numpy value, as parameters may be, in JSON's types."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def _flush_folder(folder: Path) -> None:

@@ -14,6 +14,21 @@ if TYPE_CHECKING:
 HEADS: dict[str, tuple[str, str]] = {
     "gene-mean": ("spared_fm.heads.mean", "GeneMean"),
     "ridge": ("spared_fm.heads.ridge", "Ridge"),
+    "pca-ridge": ("spared_fm.heads.ridge", "PCARidge"),
+    "hest-exact": ("spared_fm.heads.hest", "HestExact"),
+    "hest-corrected": ("spared_fm.heads.hest", "HestCorrected"),
+    "pls": ("spared_fm.heads.pls", "PLS"),
+    "reduced-rank-ridge": ("spared_fm.heads.reduced_rank", "ReducedRankRidge"),
+    "knn": ("spared_fm.heads.knn", "KNN"),
+    "coordinates": ("spared_fm.heads.coordinates", "Coordinates"),
+    "slide-mean": ("spared_fm.heads.oracle", "SlideMean"),
+    "mlp": ("spared_fm.heads.mlp", "MLP"),
+    "lightgbm": ("spared_fm.heads.trees", "LightGBM"),
+    "context-ridge": ("spared_fm.heads.context", "ContextRidge"),
+    "context-mlp": ("spared_fm.heads.context", "ContextMLP"),
+    "deepsets": ("spared_fm.heads.deepsets", "DeepSets"),
+    "multi-encoder": ("spared_fm.heads.multi", "MultiEncoder"),
+    "stacking": ("spared_fm.heads.stacking", "Stacking"),
 }
 
 

@@ -40,6 +40,10 @@ class Joined:
         Unit → row numbers of its spots in the cohort.
     split
         Unit → train, val or test.
+    patients
+        Unit → patient; its slide where the patient is not known.
+    coords
+        Unit → pixel (x, y) of its spots, (spots, 2).
     recipe_id
         Recipe of the embeddings.
     """
@@ -48,6 +52,8 @@ class Joined:
     features: dict[str, np.ndarray]
     rows: dict[str, np.ndarray]
     split: dict[str, str]
+    patients: dict[str, str]
+    coords: dict[str, np.ndarray]
     recipe_id: str
 
 
@@ -63,7 +69,8 @@ def join(layout: Layout, cohort: str, encoder: str) -> Joined:
     obs: pd.DataFrame = read_elem(layout, f"{layout.cohort(cohort)}/obs")
     slides = list(record["split"])
     key = find_key(layout, slides, encoder)
-    joined = Joined(key, {}, {}, {}, "")
+    spatial = np.asarray(read_elem(layout, f"{layout.cohort(cohort)}/obsm/spatial"), np.float64)
+    joined = Joined(key, {}, {}, {}, {}, {}, "")
     for unit, (slide, part, rows) in units(obs, record["split"]).items():
         array = EmbeddingArray(layout, slide, key)
         array.check_current()
@@ -77,6 +84,8 @@ def join(layout: Layout, cohort: str, encoder: str) -> Joined:
         joined.features[unit] = array.read(positions)
         joined.rows[unit] = rows
         joined.split[unit] = part
+        joined.patients[unit] = record["patients"].get(slide) or slide
+        joined.coords[unit] = spatial[rows, :2]
         joined.recipe_id = array.attributes["recipe_id"]
     return joined
 
@@ -140,6 +149,8 @@ def benchmark(
                     Y={slide: layers[layer][rows] for slide, rows in joined.rows.items()},
                     mask=None if mask is None else {slide: mask[rows] for slide, rows in joined.rows.items()},
                     split=joined.split,
+                    patients=joined.patients,
+                    coords=joined.coords,
                     which=score,  # type: ignore[arg-type]
                     shuffle_seed=shuffle_seed,
                 )
@@ -185,6 +196,8 @@ def fit(
     from spared_fm.store.layout import check_name
 
     record = cohort_record(layout, cohort)
+    if (label := make_head(head, standardize).label.partition(":")[0]) in ("oracle", "leakage"):
+        raise InputError(f"head {head!r} is a floor for tables ({label}), not a model to save; benchmark shows it")
     [(key, found)] = benchmark(
         layout, cohort, encoders=[encoder], heads=[head], targets=[target_layer], standardize=standardize
     )
@@ -267,11 +280,14 @@ def predict(
         features = array.read()
         present = np.isfinite(features).all(axis=1)
         values = np.full((len(features), len(card["genes"])), np.nan, dtype=np.float32)
-        values[present] = head.predict(features[present], groups=np.full(int(present.sum()), slide))
         node = layout.slide(slide)
+        spatial = read_elem(layout, f"{node}/obsm/spatial")
+        values[present] = head.predict(
+            features[present], groups=np.full(int(present.sum()), slide), coords=np.asarray(spatial)[present, :2]
+        )
         adata = anndata.AnnData(X=values, obs=read_elem(layout, f"{node}/obs"))
         adata.var_names = card["genes"]
-        adata.obsm["spatial"] = read_elem(layout, f"{node}/obsm/spatial")
+        adata.obsm["spatial"] = spatial
         adata.uns["spatial"] = read_elem(layout, f"{node}/uns/spatial")
         adata.uns["prediction"] = {"cohort": cohort, "run": run, "encoder": key, "target": card["target"]}
         predictions[slide] = adata

@@ -1,5 +1,5 @@
 """timm must be importable while these tests are collected."""
 
-from spared_fm.encoders.torchvision_ops import declare_missing_operators
+from spared_fm.torchvision_ops import declare_missing_operators
 
 declare_missing_operators()

@@ -7,7 +7,7 @@ import pytest
 
 from spared_fm.errors import InputError
 from spared_fm.heads.io import load, save
-from spared_fm.heads.registry import HEADS, make
+from spared_fm.heads.registry import make
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def data():
     return rng.normal(size=(30, 4)), rng.normal(size=(30, 3)), np.repeat(["a", "b"], 15)
 
 
-@pytest.mark.parametrize("name", sorted(HEADS))
+@pytest.mark.parametrize("name", ["gene-mean", "ridge"])
 def test_round_trip_to_the_bit(name, data, tmp_path):
     X, y, groups = data
     head = make(name).fit(X, y, groups=groups)
@@ -25,7 +25,8 @@ def test_round_trip_to_the_bit(name, data, tmp_path):
     np.testing.assert_array_equal(again.predict(X, groups=groups), head.predict(X, groups=groups))
     assert card["head"] == name
     assert card["cohort"] == "c"
-    assert card["params"] == head.get_params()
+    assert card["params"] == json.loads(json.dumps(head.get_params()))
+    assert again.get_params()["block_rows"] == head.block_rows
     assert "spared-fm" in card["versions"]
     assert [p.name for p in (tmp_path / "c").iterdir()] == ["run"]
 
@@ -73,6 +74,7 @@ def test_damage_is_found(data, tmp_path):
     for change, words in (
         ({"head": "magic"}, "unknown head"),
         ({"format": 99}, "update spared-fm"),
+        ({"format": 1}, "older version"),
         ({"params": {"depth": 1}}, "can't be read"),
         ({"head": "ridge"}, "can't be read"),
     ):
@@ -87,3 +89,12 @@ def test_damage_is_found(data, tmp_path):
         load(run)
     with pytest.raises(InputError, match="not a saved head"):
         load(tmp_path / "nowhere")
+
+
+def test_parameters_may_be_numpys(data, tmp_path):
+    X, y, groups = data
+    head = make("ridge", alphas=np.logspace(0, 2, 3), block_rows=np.int64(8)).fit(X, y, groups=groups)
+    save(head, tmp_path / "run", {})
+    again, card = load(tmp_path / "run")
+    assert card["params"]["alphas"] == [1.0, 10.0, 100.0]
+    np.testing.assert_array_equal(again.alpha_, head.alpha_)

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
 
 from spared_fm.errors import InputError
-from spared_fm.heads.ridge import Ridge, pick_alphas, ridge_path
+from spared_fm.heads.linear import pick
+from spared_fm.heads.ridge import PCARidge, Ridge, ridge_path
 
 ALPHAS = [0.1, 1.0, 10.0, 100.0, 1e4]
 
@@ -53,8 +56,7 @@ def test_same_solution_as_sklearn(how, alpha):
     like = None if how == "slide" else X.astype(np.float64)
     expected = theirs.predict(standardised(Xt, gt, how, like))
     found = ours.predict(Xt, groups=gt)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-8, rtol=1e-8)
 
 
 @pytest.mark.parametrize("how", ["slide", "train", "none"])
@@ -247,8 +249,8 @@ def test_noise_is_shrunk_and_signal_is_not():
 
 def test_ties_go_to_the_larger_alpha():
     error = np.array([[1.0, 2.0, 0.0], [1.0, 1.0, 0.0], [1.0, 3.0, 0.0]])
-    assert pick_alphas(error, np.array([1.0, 1.0, 0.0]), per_gene=True).tolist() == [2, 1, 2]
-    assert pick_alphas(error, np.array([1.0, 1.0, 0.0]), per_gene=False).tolist() == [1, 1, 1]
+    assert pick(error, np.array([1.0, 1.0, 0.0]), per_gene=True).tolist() == [2, 1, 2]
+    assert pick(error, np.array([1.0, 1.0, 0.0]), per_gene=False).tolist() == [1, 1, 1]
 
 
 def test_path_is_sklearn_for_every_alpha():
@@ -267,11 +269,12 @@ def test_path_is_sklearn_for_every_alpha():
         (lambda X, y, g: (X, np.where(y == y[3, 1], np.nan, y), g), "targets hold NaN"),
         (lambda X, y, g: (X[:-1], y, g), "rows of features"),
         (lambda X, y, g: (X, y, g[:-1]), "slide labels"),
-        (lambda X, y, g: (X[0], y, g), "give a"),
-        (lambda X, y, g: (X, y[:, 0], g), "targets have shape"),
+        (lambda X, y, g: (X[0], y, g), "Give a"),
+        (lambda X, y, g: (X, y[:, :, None], g), "targets have shape"),
+        (lambda X, y, g: (X, y, np.stack([g, np.arange(len(g)).astype(str)], 1)), "more than one patient"),
         (lambda X, y, g: (X.astype(str), y, g), "dtype"),
         (lambda X, y, g: (X[:0], y[:0], g[:0]), "no training spots"),
-        (lambda X, y, g: (X[:, :0], y, g), "may be empty"),
+        (lambda X, y, g: (X[:, :0], y, g), "0 feature"),
     ],
 )
 def test_bad_arrays(change, words):
@@ -287,6 +290,8 @@ def test_bad_arrays(change, words):
         {"alphas": []},
         {"alphas": [np.nan]},
         {"alpha_per": "spot"},
+        {"cv": "spots"},
+        {"components": 0},
         {"standardize": "test"},
         {"block_rows": 0},
     ],
@@ -302,7 +307,7 @@ def test_bad_predict():
     with pytest.raises(InputError, match="not fitted"):
         Ridge().predict(X)
     head = Ridge().fit(X, y, groups=groups)
-    with pytest.raises(InputError, match="the head was fitted with 8"):
+    with pytest.raises(InputError, match="expecting 8 features"):
         head.predict(X[:, :4])
     for how in ("slide", "train"):
         with pytest.raises(InputError, match="NaN"):
@@ -311,3 +316,77 @@ def test_bad_predict():
         Ridge().fit_stream([(X, y, "a"), (X[:, :3], y, "b")])
     with pytest.raises(InputError, match="gene panel"):
         Ridge().fit_stream([(X, y, "a"), (X, y[:, :3], "b")])
+
+
+def test_leave_one_patient_out_matches_the_naive_loop():
+    X, y, slides = study(slides=(40, 30, 50, 20), noise=3.0)
+    patients = np.where(np.isin(slides, ["slide0", "slide3"]), "p", np.where(slides == "slide1", "q", "r"))
+    groups = np.stack([slides, patients], axis=1)
+    Z, expected = standardised(X, slides, "slide"), np.zeros((len(ALPHAS), y.shape[1]))
+    for held in "pqr":
+        out = patients == held
+        for i, alpha in enumerate(ALPHAS):
+            model = SklearnRidge(alpha, solver="svd").fit(Z[~out], y[~out])
+            expected[i] += ((model.predict(Z[out]) - y[out]) ** 2).sum(axis=0)
+    for cv in ("auto", "patient"):
+        ours = Ridge(ALPHAS, cv=cv).fit(X, y, groups=groups)
+        np.testing.assert_allclose(ours.cv_error_, expected / len(y), rtol=1e-8)
+    by_slide = Ridge(ALPHAS, cv="slide").fit(X, y, groups=groups)
+    np.testing.assert_allclose(by_slide.cv_error_, Ridge(ALPHAS).fit(X, y, groups=slides).cv_error_)
+    assert np.abs(by_slide.cv_error_ - ours.cv_error_).max() > 1e-3
+    with pytest.raises(InputError, match="of one patient"):
+        Ridge(cv="patient").fit(X, y, groups=np.stack([slides, slides != ""], axis=1))
+
+
+@pytest.mark.parametrize("how", ["slide", "train"])
+def test_exact_leave_one_out_matches_the_naive_loop_and_ridgecv(how):
+    X, y, groups = study(slides=(15, 20), noise=2.0)
+    Z, expected = standardised(X, groups, how), np.zeros((len(ALPHAS), y.shape[1]))
+    for row in range(len(X)):
+        rest = np.arange(len(X)) != row
+        for i, alpha in enumerate(ALPHAS):
+            model = SklearnRidge(alpha, solver="svd").fit(Z[rest], y[rest])
+            expected[i] += (model.predict(Z[[row]])[0] - y[row]) ** 2
+    ours = Ridge(ALPHAS, cv="loo", alpha_per="gene", standardize=how, block_rows=6).fit(X, y, groups=groups)
+    np.testing.assert_allclose(ours.cv_error_, expected / len(y), rtol=1e-8)
+    theirs = RidgeCV(ALPHAS, alpha_per_target=True).fit(Z, y)
+    np.testing.assert_array_equal(ours.alpha_, theirs.alpha_)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_.T, rtol=1e-6, atol=1e-8)
+    blocks = [(X[groups == g], y[groups == g], g) for g in np.unique(groups)]
+    streamed = Ridge(ALPHAS, cv="loo", alpha_per="gene", standardize=how).fit_stream(blocks)
+    np.testing.assert_allclose(streamed.cv_error_, ours.cv_error_, rtol=1e-9)
+    with pytest.raises(InputError, match="reads the rows twice"):
+        Ridge(cv="loo").fit_stream(iter(blocks))
+
+
+def test_components_are_those_of_sklearn():
+    X, y, groups = study(slides=(60, 50), d=9, noise=2.0)
+    Xt, _, gt = study(seed=3, d=9)
+    Z, Zt = standardised(X, groups, "slide"), standardised(Xt, gt, "slide")
+    model = make_pipeline(PCA(4, svd_solver="full"), SklearnRidge(3.0)).fit(Z, y)
+    ours = PCARidge(4, alphas=[3.0]).fit(X, y, groups=groups)
+    np.testing.assert_allclose(ours.predict(Xt, groups=gt), model.predict(Zt), rtol=1e-8, atol=1e-8)
+    error = np.zeros(y.shape[1])
+    for held in np.unique(groups):  # components of the training slides only
+        out = groups == held
+        fold = make_pipeline(PCA(4, svd_solver="full"), SklearnRidge(3.0)).fit(Z[~out], y[~out])
+        error += ((fold.predict(Z[out]) - y[out]) ** 2).sum(axis=0)
+    np.testing.assert_allclose(ours.cv_error_[0], error / len(y), rtol=1e-8)
+    every = PCARidge(99, alphas=ALPHAS).fit(X, y, groups=groups)
+    np.testing.assert_allclose(every.coef_, Ridge(ALPHAS).fit(X, y, groups=groups).coef_, rtol=1e-7, atol=1e-9)
+
+
+def test_without_slides_a_part_is_predicted_as_the_whole():
+    X, y, groups = study()
+    head = Ridge(ALPHAS).fit(X, y)
+    np.testing.assert_allclose(head.predict(X[:5]), head.predict(X)[:5], rtol=1e-9)
+    assert np.abs(head.predict(X, groups=groups) - head.predict(X)).max() > 1e-3
+    known = Ridge(ALPHAS).fit(X, y, groups=groups)
+    np.testing.assert_array_equal(known.predict(X[:40]), known.predict(X[:40], groups=groups[:40]))
+
+
+def test_penalties_below_rounding_are_solved():
+    X, y, groups = study(d=3)
+    head = Ridge([1e-300], standardize="none").fit(np.hstack([X, X, X]), y, groups=groups)
+    found = head.predict(np.hstack([X, X, X]))
+    np.testing.assert_allclose(found, Ridge([1e-8], standardize="none").fit(X, y).predict(X), rtol=1e-3, atol=1e-3)

@@ -172,7 +172,7 @@ def test_what_can_not_be_repaired_here_is_refused_before_anything_is_withdrawn(d
 def test_weights_from_a_file_are_asked_for_again(study: Study, copy: Callable[[], Study], tmp_path: Path):
     from safetensors.torch import save_file
 
-    from spared_fm.encoders.torchvision_ops import declare_missing_operators
+    from spared_fm.torchvision_ops import declare_missing_operators
 
     declare_missing_operators()
     import timm

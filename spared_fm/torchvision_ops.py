@@ -2,8 +2,8 @@
 
 PyPI's torchvision is linked against the CUDA build of torch. Beside a CPU torch its compiled extension does not load, and the
 import then dies while registering fake kernels for ``torchvision::nms`` and ``torchvision::qnms``, operators the extension
-would have declared. timm imports torchvision, so we declare the two schemas first. Only transforms are used, never the
-operators; where the extension loads, nothing is declared.
+would have declared. timm and torchmetrics import torchvision, so we declare the two schemas first. Only transforms are
+used, never the operators; where the extension loads, nothing is declared.
 """
 
 from __future__ import annotations

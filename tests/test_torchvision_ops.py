@@ -10,7 +10,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_timm_imports_after_the_declaration():
     code = (
-        "from spared_fm.encoders.torchvision_ops import declare_missing_operators as d\n"
+        "from spared_fm.torchvision_ops import declare_missing_operators as d\n"
         "assert d() is d()\n"
         "import timm, torchvision.transforms"
     )
@@ -20,7 +20,7 @@ def test_timm_imports_after_the_declaration():
 
 def test_nothing_is_declared_where_the_extension_loads():
     code = (
-        "import spared_fm.encoders.torchvision_ops as ops\n"
+        "import spared_fm.torchvision_ops as ops\n"
         "ops._extension_loads = lambda package: True\n"
         "assert ops.declare_missing_operators() is None"
     )
