@@ -57,10 +57,8 @@ _NORMAL = 1.6448536269514722  # half width of a normal distribution's central 90
 _MOMENTUM = 0.85, 0.95  # AdamW's first beta at the peak of the learning rate, and at its foot
 _CLIP = 1.0  # norm of a step's gradient at most
 _LIKELIHOOD = 0.1  # weight of the Gaussian likelihood, from which the variance is learnt, beside the squared error
-_SPARED, _SHARES = (
-    0.3,
-    (0.05, 0.75),
-)  # how often SpaRED's rule hides in training, and from what range a share is drawn else
+_SPARED = 0.3  # how often SpaRED's rule hides in training
+_SHARES = 0.05, 0.75  # the range a share is drawn from otherwise
 
 
 @dataclass(frozen=True)
