@@ -6,8 +6,8 @@
 Data and splits: see completion_data.py. Every method is fitted once on the training slides, chooses on the validation slides,
 and is scored on the same entries, hidden in the raw counts before anything is normalised. A method found under
 FOLDER/<data>/<method> is loaded instead, a fitted one is written there. The released SpaCKLE is trained for the wall time
-of ours, best validation checkpoint kept, when ours is fitted in the same run. `--quick`: two repeats, three rules. The process uses
-the threads of its environment (OMP_NUM_THREADS).
+of ours, best validation checkpoint kept, when ours is fitted in the same run. `--quick`: two repeats, three rules. The process
+uses the threads of its environment (OMP_NUM_THREADS).
 
 Columns: mse with its 95 % interval (bootstrap over spots), mae, pcc (mean over genes) on hidden measured entries; raw: mse
 against the value at full depth; zeros: mse with unmeasured entries drawn alike and scored as zeros; cover, interval, constant:
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def _steps_for(wanted: float, raw: Any, genes: Any) -> int:
-    """Steps that the released SpaCKLE needs for a wall time, from a short training; never fewer than its own 1,000."""
+    """Find how many steps the released SpaCKLE makes in a wall time, from a short training; never under its own 1,000."""
     start = time.perf_counter()
     fit({RELEASED: partial(method(RELEASED), steps=TIMED_STEPS)}, raw, genes)
     steps = max(1000, round(wanted / (time.perf_counter() - start) * TIMED_STEPS))

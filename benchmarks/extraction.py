@@ -33,10 +33,10 @@ from PIL import Image
 import spared_fm
 from spared_fm.encoders.builder import Encoder, build
 from spared_fm.encoders.spec import resolve
-from spared_fm.torchvision_ops import declare_missing_operators
 from spared_fm.extract import source
 from spared_fm.slides.resample import prepare
 from spared_fm.study.api import Study
+from spared_fm.torchvision_ops import declare_missing_operators
 
 CORES = len(os.sched_getaffinity(0))
 BATCH = 32
