@@ -29,6 +29,16 @@ HEADS: dict[str, tuple[str, str]] = {
     "deepsets": ("spared_fm.heads.deepsets", "DeepSets"),
     "multi-encoder": ("spared_fm.heads.multi", "MultiEncoder"),
     "stacking": ("spared_fm.heads.stacking", "Stacking"),
+    "spared-linear": ("spared_fm.heads.models.stnet", "SparedLinear"),
+    "egn": ("spared_fm.heads.models.egn", "EGN"),
+    "eggn": ("spared_fm.heads.models.eggn", "EGGN"),
+    "bleep": ("spared_fm.heads.models.bleep", "BLEEP"),
+    "sepal": ("spared_fm.heads.models.sepal", "SEPAL"),
+    "histogene": ("spared_fm.heads.models.histogene", "HisToGene"),
+    "hist2st": ("spared_fm.heads.models.hist2st", "Hist2ST"),
+    "sgn": ("spared_fm.heads.models.sgn", "SGN"),
+    "triplex": ("spared_fm.heads.models.triplex", "Triplex"),
+    "pixnet": ("spared_fm.heads.models.pixnet", "PixNet"),
 }
 
 
