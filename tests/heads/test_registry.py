@@ -38,7 +38,13 @@ def study(n=40, d=5, genes=3, slides=2, seed=0, dtype=np.float32):
     return X, rng.normal(size=(n, genes)), {"groups": groups, "coords": rng.uniform(0, 1e4, (n, 2))}
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - POSITIONAL))
+#: Heads that take seconds for scikit-learn's fifty fits.
+SLOW = {"egn", "bleep", "pixnet", "mlp", "lightgbm", "spared-linear"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.full] * (n in SLOW)) for n in NAMES if n not in POSITIONAL]
+)
 def test_scikit_learn_accepts_it(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # check_estimator warns of checks that it skips

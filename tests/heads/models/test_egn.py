@@ -38,6 +38,7 @@ def test_decided_by_its_seed():
     assert np.abs(first - other).max() > 1e-4
 
 
+@pytest.mark.full
 def test_learns_and_round_trips(fitted):
     y, head = planted()[1], fitted
     Xt, yt, gt = planted(seed=1, slides=2)
@@ -51,6 +52,7 @@ def test_learns_and_round_trips(fitted):
     assert head.label == "small"
 
 
+@pytest.mark.full
 def test_expression_of_the_exemplars_counts(fitted):
     X, _, groups = planted()
     head = EGN.from_state(fitted.get_params(), fitted.state())

@@ -21,6 +21,7 @@ def tissue(seed, slides):
     return X, np.stack([X[:, 0] + X[:, 1], X[:, 1] - X[:, 2], np.full(len(X), 7.0)], axis=1), where
 
 
+@pytest.mark.full
 def test_learns_better_with_the_spot_among_its_neighbours():
     X, y, where = tissue(0, 6)
     Xt, yt, there = tissue(1, 2)

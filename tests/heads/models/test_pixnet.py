@@ -27,6 +27,7 @@ def fitted():
     )
 
 
+@pytest.mark.full
 def test_learns_where_expression_lies_from_sums(fitted):
     tokens, y, groups = planted(1)
     X = tokens.reshape(160, -1)
@@ -40,6 +41,7 @@ def test_learns_where_expression_lies_from_sums(fitted):
     np.testing.assert_allclose(dense[..., 1], 2.0, rtol=1e-6)
 
 
+@pytest.mark.full
 def test_same_seed_same_head_and_saved_weights(fitted):
     tokens, y, groups = planted()
     X = tokens.reshape(160, -1)
@@ -50,6 +52,7 @@ def test_same_seed_same_head_and_saved_weights(fitted):
     assert fitted.shown == "pixnet (small)"
 
 
+@pytest.mark.full
 def test_slides_longer_than_a_block_and_one_spot(fitted):
     tokens, *_ = planted(2, spots=600)  # 9,600 tokens
     X = tokens.reshape(600, -1)

@@ -17,6 +17,7 @@ def many_genes(seed=0, slides=4):
     return X, X @ text.T, text, where
 
 
+@pytest.mark.full
 def test_learns_from_the_spots_around():
     X, y, where = planted()
     Xt, yt, there = planted(seed=1, slides=1)
@@ -24,6 +25,7 @@ def test_learns_from_the_spots_around():
     assert error(head.predict(Xt, **there), yt) < 0.7  # a spot's own features explain a fifth
 
 
+@pytest.mark.full
 def test_predicts_genes_that_were_not_in_the_fit(tmp_path):
     X, y, text, where = many_genes()
     Xt, yt, _, there = many_genes(1, 1)

@@ -13,6 +13,7 @@ from tests.heads.models.lattice import error, planted
 SMALLEST = {"depth": 2, "width": 8, "steps": 5}
 
 
+@pytest.mark.full
 def test_learns_from_the_spots_around():
     X, y, where = planted()
     Xt, yt, there = planted(seed=1, slides=1)
