@@ -95,6 +95,15 @@ def test_the_whole_job(tmp_path: Path, synthetic_slides: Path):
     assert (store / "data.zarr/slides/synthetic_p1_s1/obsm/stain-bank/c/0/0").is_file()
     assert ok("cohort", "--name", "C", "--genes", 12, "--panel", "variance")["genes"] == 12
     assert ok("complete", "--cohort", "C", "--method", "adaptive-median")["layer"] == "d_lognorm"
+    methods = ("--method", "neighbor-mean", "--method", "low-rank-gaussian")
+    rows = ok(
+        *("complete", "--cohort", "C", *methods, "--evaluate", "--share", "0.3", "--share", "spared", "--repeats", 2),
+        *("--report", tmp_path / "completion.html"),
+    )
+    assert {"method", "split", "slide", "share_hidden", "repeat", "mse", "mae", "pcc"} <= set(rows[0])
+    assert {row["method"] for row in rows} >= {"neighbor-mean", "low-rank-gaussian"}
+    assert {row["share_hidden"] for row in rows} == {0.3, "spared"}
+    assert "neighbor-mean" in (tmp_path / "completion.html").read_text()
     rows = ok(
         *("benchmark", "--cohort", "C", "--encoder", "stain-bank", "--head", "ridge", "--head", "gene-mean"),
         *("--target", "lognorm", "--report", tmp_path / "report.html"),

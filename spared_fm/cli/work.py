@@ -244,9 +244,25 @@ def complete(
         for name in methods
     ]
     if evaluate:
-        print_result(scores["rows"] if as_json else scores["summary"], as_json)
+        shown = [{key: row.get(key) for key in _COMPLETION_COLUMNS} for row in scores["summary"]]
+        print_result(scores["rows"] if as_json else shown, as_json)
     else:
         print_result(layers if len(layers) > 1 else layers[0], as_json)
+
+
+_COMPLETION_COLUMNS = (
+    "method",
+    "split",
+    "share_hidden",
+    "entries",
+    "mse",
+    "mae",
+    "pcc",
+    "raw_mse",
+    "zeros_mse",
+    "coverage",
+)
+"""What people are shown of a summary; the report and --json have the rest."""
 
 
 def _rules(shares: list[str] | None) -> list[str | float] | None:

@@ -233,7 +233,7 @@ def evaluate(
             report,
             title=f"Completion of {source} in cohort {name}",
             notice=f"Completion scores of cohort {name} on hidden measured entries; true zeros are never among them, the "
-            "columns “zeros-too” stand beside. " + (f"They say {label}." if label else "The split has no label."),
+            "columns “zeros-too” stand beside. " + (label or "The split has no label."),
             facts={"Cohort": f"{adata.n_obs} spots of {len(record['split'])} slides, {adata.n_vars} genes"},
             summary=found.summary,
             scored=scored,
