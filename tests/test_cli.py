@@ -108,6 +108,16 @@ def test_the_whole_job(tmp_path: Path, synthetic_slides: Path):
         *("benchmark", "--cohort", "C", "--encoder", "stain-bank", "--head", "ridge", "--head", "gene-mean"),
         *("--target", "lognorm", "--report", tmp_path / "report.html"),
     )
+    declared = tmp_path / "matrix.toml"
+    declared.write_text(
+        'name = "m"\ncohorts = ["C"]\nencoders = ["stain-bank"]\nheads = ["gene-mean", "ridge"]\n'
+        'targets = ["lognorm"]\nprotocol = "strict"\n'
+    )
+    cells = ok("benchmark", "run", declared)
+    assert {row["status"] for row in cells} == {"done"}
+    assert ok("benchmark", "show", "m") == cells
+    pooled = [r["pcc_gene"] for r in cells if r["head"] == "ridge" and r["over"] == "pooled"]
+    assert pooled == [pytest.approx(r["pcc_gene"]) for r in rows if r["head"] == "ridge" and r["slide"] is None]
     expected = {
         "encoder",
         "head",

@@ -1,4 +1,4 @@
-"""Commands of the main job: demo, ingest, encode, cohort, complete, fit, predict, benchmark, search."""
+"""Commands of the main job: demo, ingest, encode, cohort, complete, fit, predict, search."""
 
 from __future__ import annotations
 
@@ -308,41 +308,6 @@ def predict(
         adata.write_h5ad(out / f"{name}.h5ad")
         rows.append({"slide": name, "spots": adata.n_obs, "genes": adata.n_vars, "path": str(out / f"{name}.h5ad")})
     print_result(rows, as_json)
-
-
-@app.command(
-    epilog="Example: `spared-fm benchmark --store S --cohort C --encoder stain-bank --head gene-mean --head ridge`"
-)
-def benchmark(
-    store: Store,
-    cohort: Cohort,
-    encoder: Annotated[
-        list[str], typer.Option("--encoder", "-e", help="Encoder names or array keys.", show_default=False)
-    ],
-    head: Annotated[list[str] | None, typer.Option(help="Head names; by default gene-mean and ridge.")] = None,
-    target: Annotated[list[str] | None, typer.Option("--target", "-t", help="Layers; by default lognorm.")] = None,
-    score: Annotated[str, typer.Option(help="Score all entries, or measured ones.")] = "all",
-    standardize: Standardize = "slide",
-    shuffle: Annotated[
-        int | None, typer.Option(help="Seed: pair spots and targets at random; must score about 0.")
-    ] = None,
-    report: Annotated[Path | None, typer.Option(help="Also write an HTML report with pictures.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Fit on train slides, predict the others, score per slide and pooled."""
-    import spared_fm
-
-    rows = spared_fm.open(store).benchmark(
-        cohort,
-        encoders=encoder,
-        heads=head or ["gene-mean", "ridge"],
-        targets=target or ["lognorm"],
-        score=score,
-        standardize=standardize,
-        shuffle_seed=shuffle,
-        report=report,
-    )
-    print_result(rows.astype(object).where(rows.notna(), None).to_dict("records"), as_json)
 
 
 @app.command(

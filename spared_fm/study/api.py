@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import anndata as ad
     import numpy as np
     import pandas as pd
+    from torch.utils.data import DataLoader
 
 
 class Study:
@@ -155,6 +156,19 @@ class Study:
 
         return complete_slide(self.layout, cohort, slide, method=method, source=source, **options)
 
+    def loader(
+        self,
+        cohort: str,
+        encoders: str | Sequence[str],
+        targets: str | Sequence[str] = "lognorm",
+        split: str = "train",
+        **options: Any,
+    ) -> DataLoader[dict[str, Any]]:
+        """Make batches to train heads with PyTorch; see :func:`spared_fm.study.loader.loader`."""
+        from spared_fm.study.loader import loader
+
+        return loader(self.layout, cohort, encoders, targets, split, **options)
+
     def fit(self, cohort: str, **options: Any) -> dict[str, Any]:
         """Fit and save a head; see :func:`spared_fm.study.evaluate.fit`."""
         from spared_fm.study.evaluate import fit
@@ -182,6 +196,24 @@ class Study:
 
             benchmark_report(self.layout, cohort, results, report)
         return pd.DataFrame([row for _, found in results for row in found.rows])
+
+    def run_benchmark(self, toml: str | Path, **options: Any) -> list[dict[str, Any]]:
+        """Run a declared benchmark; see :func:`spared_fm.study.matrix.run`."""
+        from spared_fm.study.matrix import run
+
+        return run(self.layout, toml, **options)
+
+    def show_benchmark(self, name: str) -> pd.DataFrame:
+        """Give a declared benchmark's table; see :func:`spared_fm.study.matrix.show`."""
+        from spared_fm.study.matrix import show
+
+        return show(self.layout, name)
+
+    def benchmark_table(self, name: str) -> str:
+        """Write that table as parquet; see :func:`spared_fm.study.matrix.table`."""
+        from spared_fm.study.matrix import table
+
+        return table(self.layout, name)
 
     def search(self, encoder: str, **options: Any) -> pd.DataFrame:
         """Find similar patches; see :func:`spared_fm.study.search.search`."""
