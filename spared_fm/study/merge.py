@@ -1,4 +1,4 @@
-"""Merge: bring another store's slides, embeddings, cohorts and heads into this one."""
+"""Merge: bring another store's slides, embeddings, cohorts, heads and completers into this one."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 IDENTITY = ("fingerprint", "spots_digest", "counts_digest", "mpp")
 PLANNED = ("recipe_id", "embedding_id", "batch_size", "threads")
 SHOWN_CONFLICTS = 5
+CARD = "card.json"
+FITTED = {"head": "heads", "completer": "completers"}
+"""What was fitted on a cohort, by its folder in the store; a completer's name is the digest of what it was fitted on."""
 
 
 def merge(layout: Layout, other: Layout, *, progress: bool = False) -> list[dict[str, Any]]:
@@ -40,7 +43,7 @@ def merge(layout: Layout, other: Layout, *, progress: bool = False) -> list[dict
     Returns
     -------
     list of dict
-        One row per slide, embedding, cohort and head of ``other``: kind, name, status (``added``, ``extended``,
+        One row per slide, embedding, cohort, head and completer of ``other``: kind, name, status (``added``, ``extended``,
         ``unchanged``), chunks (copied), damaged (chunks of ``other`` that do not match their receipt, left out).
 
     Raises
@@ -67,10 +70,12 @@ def merge(layout: Layout, other: Layout, *, progress: bool = False) -> list[dict
             advance(1)
     for cohort in other.cohorts():
         rows.append(_cohort(layout, other, cohort))
-    for cohort in other.files.list("heads"):
-        for run in other.files.list(f"heads/{cohort}"):
-            if not run.startswith("."):
-                rows.append(_head(layout, other, cohort, run))
+    for kind, top in FITTED.items():
+        for cohort in other.files.list(top):
+            for name in other.files.list(f"{top}/{cohort}"):
+                if other.files.exists(f"{top}/{cohort}/{name}/{CARD}"):  # none: half written
+                    added = _copy(layout, other, f"{top}/{cohort}/{name}", lambda name: True, last=CARD)
+                    rows.append(_row(kind, f"{cohort}/{name}", "added" if added else "unchanged"))
     return rows
 
 
@@ -112,7 +117,7 @@ def _cut(layout: Layout, slide: str, key: str) -> dict[str, Any]:
 
 def _weights(layout: Layout, cohort: str, run: str) -> str | None:
     try:
-        return json.loads(layout.files.read(f"{layout.head(cohort, run)}/card.json")).get("weights_sha256")
+        return json.loads(layout.files.read(f"{layout.head(cohort, run)}/{CARD}")).get("weights_sha256")
     except (FileNotFoundError, ValueError):
         return None
 
@@ -194,8 +199,3 @@ def _cohort(layout: Layout, other: Layout, cohort: str) -> dict[str, Any]:
 
 def _with_layer(layer: str, card: Any, record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "layers": {**record["layers"], layer: card}}
-
-
-def _head(layout: Layout, other: Layout, cohort: str, run: str) -> dict[str, Any]:
-    added = _copy(layout, other, other.head(cohort, run), lambda name: True, last="card.json")
-    return _row("head", f"{cohort}/{run}", "added" if added else "unchanged")

@@ -33,7 +33,7 @@ def rm(
     slides                the slides with their embeddings
     encoder               these embeddings of all slides
     slides and encoder    these embeddings of these slides
-    cohort                the cohort
+    cohort                the cohort with what completes it
     cohort and head       that fitted head of the cohort
     ====================  ======================================================
 
@@ -128,4 +128,6 @@ def _cohort(layout: Layout, cohort: str, force: bool) -> list[tuple[str, str, st
     doomed = [("cohort", cohort, layout.cohort(cohort))]
     if heads:
         doomed.append(("heads", cohort, f"heads/{cohort}"))
+    if layout.files.list(f"completers/{cohort}"):  # fitted again when they are wanted again
+        doomed.append(("completers", cohort, f"completers/{cohort}"))
     return doomed

@@ -66,7 +66,7 @@ def test_heads_and_cohorts(copy: Callable[[], Study]):
     assert [row["kind"] for row in rm(study.layout, cohort="c", head="one")] == ["head"]
     with pytest.raises(InputError, match=r"1 fitted heads.*--force"):
         rm(study.layout, cohort="c")
-    assert [row["kind"] for row in rm(study.layout, cohort="c", force=True)] == ["cohort", "heads"]
+    assert [row["kind"] for row in rm(study.layout, cohort="c", force=True)] == ["cohort", "heads", "completers"]
     assert (study.cohorts, study.layout.files.list("heads")) == ([], [])
     with pytest.raises(InputError, match="no cohort 'c'"):
         rm(study.layout, cohort="c")
