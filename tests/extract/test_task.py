@@ -32,7 +32,8 @@ class Stub(torch.nn.Module):
 
 
 @pytest.fixture
-def encoder() -> Encoder:
+def encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
+    monkeypatch.setattr(tasks, "_encoders", {})  # the stub must not be there for tests that come after
     return dataclasses.replace(build(resolve("stain-bank")), module=Stub(), dim=3, weights="stub/1")
 
 
