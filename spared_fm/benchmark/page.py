@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +12,7 @@ import jinja2
 import numpy as np
 
 from spared_fm.errors import InputError
+from spared_fm.folders import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -117,7 +116,12 @@ def write_page(path: str | Path, template: str, context: Mapping[str, Any]) -> N
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    _replace(Path(path), environment.get_template(template).render(context))
+    text = environment.get_template(template).render(context)
+    try:
+        with replaced(Path(path)) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the report ({error.strerror}); choose another place") from error
 
 
 def short(value: float) -> str:
@@ -167,24 +171,3 @@ def _text(value: Any) -> str:
     if number and not isinstance(value, int | np.integer):
         return f"{value:.3f}".replace("-", "−")
     return f"{value:,}".replace(",", "\u2009") if number else str(value)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write whole or not at all: a temporary file in the same folder, then a rename."""
-    unfinished: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        unfinished = Path(name)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        unfinished.chmod(0o666 & ~umask)  # mkstemp makes it private; a report is for sharing
-        unfinished.replace(path)
-    except OSError as error:
-        if unfinished is not None:
-            unfinished.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot write the report ({error.strerror}); choose another place") from error

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
+    from sklearn.utils import Tags
 
 #: One block of training rows: features (m, d), targets (m, genes), and whose they are (see `row_groups`).
 Block = tuple[Any, Any, Any]
@@ -41,10 +42,14 @@ class Head(MultiOutputMixin, RegressorMixin, BaseEstimator):
     label
         ``""`` for a fair head, else why it isn't one (``"oracle"``, ``"leakage: coordinates only"``, ``"small"``).
         It stands beside the name in every table (`shown`).
+    cached
+        For tables: what stands here, on cached features, for what needs pixels in the original; ``""`` if nothing does.
     sees
         What a prediction may depend on: ``"features"``, ``"coords"``, ``"targets-of-slide"`` (an oracle).
     arrays
         Names of the fitted array attributes, without the underscore at the end.
+    poor_score
+        scikit-learn's tag: with its default parameters the head may score below .5 on scikit-learn's toy data.
     n_features_in_
         Number of columns of ``X`` in the fit.
     single_target_
@@ -53,11 +58,19 @@ class Head(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     name: ClassVar[str]
     label: ClassVar[str] = ""
+    cached: ClassVar[str] = ""
     sees: ClassVar[frozenset[str]] = frozenset({"features"})
     arrays: ClassVar[tuple[str, ...]] = ()
+    poor_score: ClassVar[bool] = False
 
     n_features_in_: int
     single_target_: bool
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.regressor_tags.poor_score = self.poor_score
+        tags.input_tags.allow_nan = "features" not in self.sees
+        return tags
 
     def fit(self, X: Any, y: Any, mask: Any = None, groups: Any = None, coords: Any = None) -> Self:
         """Fit the head.

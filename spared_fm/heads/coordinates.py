@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 
 from spared_fm.errors import InputError
 from spared_fm.heads.base import NAN_TARGETS, Head, pack_labels, slide_rows, unpack_labels
+from spared_fm.heads.neighbours import check_coords
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,7 +53,7 @@ class Coordinates(Head):
     def _fit(self, X: NDArray[Any], y: NDArray[Any], mask: Any, groups: Any, coords: Any) -> None:
         if self.k < 1:
             raise InputError(f"coordinates k is {self.k}: use 1 or more")
-        self.coords_, self.targets_ = self._check(coords, len(X)), y.astype(np.float64)
+        self.coords_, self.targets_ = check_coords(coords, len(X), self.name), y.astype(np.float64)
         if not np.isfinite(self.targets_).all():
             raise InputError(NAN_TARGETS)
         labels: list[str] = []
@@ -63,7 +64,7 @@ class Coordinates(Head):
         self.slides_ = pack_labels(labels)
 
     def _predict(self, X: NDArray[Any], groups: Any, coords: Any) -> NDArray[Any]:
-        xy = self._check(coords, len(X))
+        xy = check_coords(coords, len(X), self.name)
         known = {label: i for i, label in enumerate(unpack_labels(self.slides_))}
         laid = np.empty_like(self.coords_)
         for code in range(len(known)):
@@ -84,14 +85,6 @@ class Coordinates(Head):
         k = min(self.k, len(places))
         _, found = cKDTree(places).query(wanted, k=np.arange(1, k + 1))
         return np.mean([targets[neighbour] for neighbour in found.T], axis=0)
-
-    def _check(self, coords: Any, rows: int) -> NDArray[np.float64]:
-        if coords is None:
-            raise InputError("the coordinates head needs coords: give (spots, 2) positions within the slide")
-        found = np.asarray(coords, dtype=np.float64)
-        if found.shape != (rows, 2) or not np.isfinite(found).all():
-            raise InputError(f"coords have shape {found.shape} or hold NaN: give finite ({rows}, 2) positions")
-        return found
 
 
 def _unit(xy: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,18 +11,12 @@ from torch import nn
 from spared_fm.errors import InputError
 from spared_fm.heads.lightning import pick_device
 from spared_fm.heads.losses import squared
-from spared_fm.heads.neighbours import check_coords, neighbour_table
+from spared_fm.heads.neighbours import check_coords, hop_table
 from spared_fm.heads.network import SIZES, NeuralHead
-from spared_fm.heads.neural import Plan, entries, fit_net, inner_split
+from spared_fm.heads.neural import entries, fit_net, inner_split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-#: size: width of the codes, branches of each ensemble, optimiser steps, rows per step
-OF_SIZE: dict[str, dict[str, int]] = {
-    "small": {"width": 128, "branches": 2, "steps": 300, "batch": 128},
-    "published": {"width": 512, "branches": 10, "steps": 3000, "batch": 1024},
-}
 
 
 class DeepSets(NeuralHead):
@@ -59,6 +53,11 @@ class DeepSets(NeuralHead):
 
     name: ClassVar[str] = "deepsets"
     sees: ClassVar[frozenset[str]] = frozenset({"features", "coords"})
+    poor_score: ClassVar[bool] = True  # three hundred steps
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"width": 128, "branches": 2, "steps": 300, "batch": 128},
+        "published": {"width": 512, "branches": 10, "steps": 3000, "batch": 1024},
+    }
 
     def __init__(
         self,
@@ -95,15 +94,6 @@ class DeepSets(NeuralHead):
         self.device = device
         self.progress = progress
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.regressor_tags.poor_score = True  # three hundred steps
-        return tags
-
-    def _of_size(self, what: str) -> int:
-        given = getattr(self, what)
-        return OF_SIZE[self.size][what] if given is None else int(given)
-
     def _net(self, d: int, genes: int) -> torch.nn.Module:
         return Net(
             d // (1 + self.subtiles),
@@ -131,7 +121,7 @@ class DeepSets(NeuralHead):
         """Return the neighbours of every spot, (rows, neighbours)."""
         if self.neighbours == 0:
             return np.zeros((rows, 0), dtype=np.int64)
-        return neighbour_table(check_coords(coords, rows, self.name), groups, self.neighbours)
+        return hop_table(check_coords(coords, rows, self.name), groups, 1, most=self.neighbours)
 
     def _fit(self, X: NDArray[Any], y: NDArray[Any], mask: Any, groups: Any, coords: Any) -> None:
         self._check_params(X.shape[1])
@@ -145,17 +135,8 @@ class DeepSets(NeuralHead):
         def loss(net: Any, rows: torch.Tensor) -> torch.Tensor:
             return squared(net(x, rows, near[rows]), wanted[rows], None if weight is None else weight[rows])
 
-        plan = Plan(
-            steps=self._of_size("steps"),
-            batch=self._of_size("batch"),
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            seed=self.seed,
-            device=self.device,
-            progress=self.progress,
-        )
         split = inner_split(groups, coords, len(X), seed=self.seed)
-        self.net_, history = fit_net(lambda: self._net(X.shape[1], y.shape[1]), loss, split, plan)
+        self.net_, history = fit_net(lambda: self._net(X.shape[1], y.shape[1]), loss, split, self._plan())
         self.best_step_ = history.best_step
 
     def _predict(self, X: NDArray[Any], groups: Any, coords: Any) -> NDArray[Any]:

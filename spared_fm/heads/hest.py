@@ -50,17 +50,13 @@ class HestExact(LinearHead):
 
     name: ClassVar[str] = "hest-exact"
     arrays: ClassVar[tuple[str, ...]] = ("coef", "intercept", "center", "scale", "labelled", "alpha")
+    poor_score: ClassVar[bool] = True  # no intercept
     standardize = "train"
     cv = "auto"
 
     def __init__(self, components: int = 256, *, block_rows: int = 4096) -> None:
         self.components = components
         self.block_rows = block_rows
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.regressor_tags.poor_score = True  # no intercept
-        return tags
 
     def _fit_blocks(self, blocks: Iterable[Block]) -> None:
         self._check_params()

@@ -46,6 +46,7 @@ class KNN(Head):
 
     name: ClassVar[str] = "knn"
     arrays: ClassVar[tuple[str, ...]] = ("vectors", "targets", "center", "scale", "labelled")
+    poor_score: ClassVar[bool] = True  # fifty neighbours of two hundred rows are a coarse mean
 
     vectors_: NDArray[np.float32]
     targets_: NDArray[np.float32]
@@ -69,11 +70,6 @@ class KNN(Head):
         self.temperature = temperature
         self.standardize = standardize
         self.block_rows = block_rows
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.regressor_tags.poor_score = True  # fifty neighbours of two hundred rows are a coarse mean
-        return tags
 
     def _check_params(self) -> None:
         for what, allowed in (

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
-    from sklearn.utils import Tags
 
 
 class GeneMean(StreamingHead):
@@ -36,17 +35,12 @@ class GeneMean(StreamingHead):
     name: ClassVar[str] = "gene-mean"
     sees: ClassVar[frozenset[str]] = frozenset()
     arrays: ClassVar[tuple[str, ...]] = ("mean",)
+    poor_score: ClassVar[bool] = True
 
     mean_: NDArray[np.float64]
 
     def __init__(self, *, block_rows: int = 16384) -> None:
         self.block_rows = block_rows
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        tags.regressor_tags.poor_score = True
-        return tags
 
     def _fit_blocks(self, blocks: Iterable[Block]) -> None:
         rows, total = 0, np.zeros(0)

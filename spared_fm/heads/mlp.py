@@ -9,7 +9,7 @@ import numpy as np
 from spared_fm.errors import InputError
 from spared_fm.heads.lightning import pick_device
 from spared_fm.heads.network import SIZES, NeuralHead
-from spared_fm.heads.neural import Plan, entries, fit_net, inner_split
+from spared_fm.heads.neural import entries, fit_net, inner_split
 
 if TYPE_CHECKING:
     import torch
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from spared_fm.heads.neural import Loss
 
 LOSSES = ("mse", "mse+pcc", "nb")
-#: size: width and number of hidden layers, optimiser steps, networks that are averaged
-OF_SIZE: dict[str, dict[str, int]] = {
-    "small": {"width": 256, "depth": 2, "steps": 300, "ensemble": 1},
-    "published": {"width": 512, "depth": 2, "steps": 3000, "ensemble": 5},
-}
 
 
 class MLP(NeuralHead):
@@ -61,6 +56,11 @@ class MLP(NeuralHead):
 
     name: ClassVar[str] = "mlp"
     arrays: ClassVar[tuple[str, ...]] = (*NeuralHead.arrays, "library")
+    poor_score: ClassVar[bool] = True  # three hundred steps
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"width": 256, "depth": 2, "steps": 300, "ensemble": 1},
+        "published": {"width": 512, "depth": 2, "steps": 3000, "ensemble": 5},
+    }
 
     library_: float
 
@@ -99,11 +99,6 @@ class MLP(NeuralHead):
         self.device = device
         self.progress = progress
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.regressor_tags.poor_score = True  # three hundred steps
-        return tags
-
     def _net(self, d: int, genes: int) -> torch.nn.Module:
         import torch
 
@@ -127,10 +122,6 @@ class MLP(NeuralHead):
             net.register_parameter("log_dispersion", nn.Parameter(torch.zeros(genes)))
         return net
 
-    def _of_size(self, what: str) -> int:
-        given = getattr(self, what)
-        return OF_SIZE[self.size][what] if given is None else int(given)
-
     def _check_params(self) -> None:
         self._choice("size", SIZES)
         self._choice("loss", LOSSES)
@@ -152,15 +143,7 @@ class MLP(NeuralHead):
         loss = self._loss(Z, y, mask)
         nets, steps = nn.ModuleList(), []
         for i in range(self._of_size("ensemble")):
-            plan = Plan(
-                steps=self._of_size("steps"),
-                batch=self.batch,
-                lr=self.lr,
-                weight_decay=self.weight_decay,
-                seed=self.seed + i,
-                device=self.device,
-                progress=self.progress,
-            )
+            plan = self._plan(seed=self.seed + i)
             net, history = fit_net(lambda: self._one(Z.shape[1], y.shape[1]), loss, split, plan)
             nets.append(net)
             steps.append(history.best_step)

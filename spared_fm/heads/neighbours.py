@@ -100,20 +100,42 @@ def hop_means(X: NDArray[Any], groups: Any, coords: NDArray[np.float64], hops: i
     return out
 
 
-def neighbour_table(coords: NDArray[np.float64], groups: Any, most: int = 8) -> NDArray[np.int64]:
-    """Return the nearest neighbours of each spot, (n, most) row numbers, -1 where there are no more.
+def hop_table(coords: NDArray[np.float64], groups: Any, hops: int, most: int | None = None) -> NDArray[np.int64]:
+    """Return the spots that can be reached in at most ``hops`` steps between adjacent spots, without the spot itself.
 
     Parameters
     ----------
     coords, groups
         As for `adjacency`.
+    hops
+        1: the 6 of a hexagonal grid, or the 8 of a square one. 0: none.
     most
-        Columns; the nearest are kept.
+        Columns, of which the nearest spots are kept; None: as many as the largest neighbourhood has.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n, most) row numbers, the nearest first, -1 where there are no more.
+
+    Raises
+    ------
+    InputError
+        Most spots of a slide lie on top of each other.
     """
+    n = len(coords)
     near = adjacency(coords, groups)
-    out = np.full((len(coords), most), -1, dtype=np.int64)
-    for row in range(len(coords)):
-        found = near.indices[near.indptr[row] : near.indptr[row + 1]]
-        order = np.argsort(((coords[found] - coords[row]) ** 2).sum(axis=1), kind="stable")
-        out[row, : min(len(found), most)] = found[order][:most]
+    reached = near
+    for _ in range(1, hops):
+        reached = reached + reached @ near
+    row, col = (index.astype(np.int64) for index in reached.nonzero())
+    others = (row != col) & (hops > 0)
+    row, col = row[others], col[others]
+    order = np.lexsort((col, ((coords[row] - coords[col]) ** 2).sum(axis=1), row))
+    row, col = row[order], col[order]
+    count = np.bincount(row, minlength=n)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    width = int(count.max(initial=0)) if most is None else most
+    kept = place < width
+    out = np.full((n, width), -1, dtype=np.int64)
+    out[row[kept], place[kept]] = col[kept]
     return out

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from spared_fm.errors import InputError
 from spared_fm.heads.base import NAN_TARGETS
+from spared_fm.heads.neural import Plan
 from spared_fm.heads.scaled import ScaledHead
 
 if TYPE_CHECKING:
@@ -25,11 +27,14 @@ SIZES = ("small", "published")
 class NeuralHead(ScaledHead):
     """A head with a network in ``net_``.
 
-    Subclasses have the parameters ``size`` and ``standardize``, write ``_net``, and set ``net_`` and the ``arrays`` in
-    ``_fit``.
+    Subclasses have the parameters ``size`` and ``standardize``, name their ``sizes``, write ``_net``, and set ``net_``
+    and the ``arrays`` in ``_fit``.
 
     Attributes
     ----------
+    sizes
+        What each size stands for, by the names of the parameters (where there is one, it overrides the size if it is
+        not None) and of the fields of `spared_fm.heads.neural.Plan`.
     net_
         The fitted network, on the CPU.
     offset_, spread_
@@ -39,6 +44,8 @@ class NeuralHead(ScaledHead):
     """
 
     arrays: ClassVar[tuple[str, ...]] = ("center", "scale", "offset", "spread", "labelled", "best_step")
+
+    sizes: ClassVar[dict[str, dict[str, Any]]]
 
     size: str
 
@@ -72,6 +79,18 @@ class NeuralHead(ScaledHead):
     def _net(self, d: int, genes: int) -> torch.nn.Module:
         """Return the network, with new weights, for ``d`` inputs."""
         raise NotImplementedError
+
+    def _of_size(self, what: str) -> Any:
+        """Return a parameter as it was given, or else as the size has it."""
+        given = getattr(self, what, None)
+        return self.sizes[self.size][what] if given is None else given
+
+    def _plan(self, **settings: Any) -> Plan:
+        """Return how to train: by ``settings``, else by the head's parameters, else by its size, else `Plan`'s defaults."""
+        params = {key: value for key, value in self.get_params().items() if value is not None}
+        known = {field.name for field in fields(Plan)}
+        found = self.sizes[self.size] | params | settings
+        return Plan(**{key: value for key, value in found.items() if key in known})
 
     def _scaled_fit(self, X: NDArray[Any], groups: Any) -> NDArray[np.float32]:
         """Learn the scale of the training inputs and return them standardised, float32."""

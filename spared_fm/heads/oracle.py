@@ -48,18 +48,13 @@ class SlideMean(StreamingHead):
     label: ClassVar[str] = "oracle"
     sees: ClassVar[frozenset[str]] = frozenset({"targets-of-slide"})
     arrays: ClassVar[tuple[str, ...]] = ("means", "slides")
+    poor_score: ClassVar[bool] = True
 
     means_: NDArray[np.float64]
     slides_: NDArray[np.uint8]
 
     def __init__(self, *, block_rows: int = 16384) -> None:
         self.block_rows = block_rows
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        tags.regressor_tags.poor_score = True
-        return tags
 
     def _fit_blocks(self, blocks: Iterable[Block]) -> None:
         sums: dict[str, tuple[int, NDArray[np.float64]]] = {}

@@ -41,24 +41,33 @@ HEADS: dict[str, tuple[str, str]] = {
     "pixnet": ("spared_fm.heads.models.pixnet", "PixNet"),
 }
 
+#: name: (head, its parameters, encoder and views of the published row). The backbone rows of SpaRED's tables, on frozen
+#: features; a benchmark may put any other encoder in their place, and then it is no longer that row.
+PRESETS: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "shufflenet": ("spared-linear", {"target": "expression"}, "shufflenetv2-x0.5", "identity"),
+    "vit-b": ("spared-linear", {"target": "expression"}, "vit-b16-imagenet", "identity"),
+    "vit-b-delta": ("spared-linear", {"target": "deltas"}, "vit-b16-imagenet", "identity"),
+    "st-net": ("spared-linear", {"target": "expression", "views": 8}, "densenet121", "dihedral"),
+}
+
 
 def head_class(name: str) -> type[Head]:
-    """Return the class of a head.
+    """Return the class of a head, or of the head that a preset sets.
 
     Raises
     ------
     InputError
         No head has this name; the message lists those there are.
     """
-    if name not in HEADS:
-        raise InputError(f"unknown head {name!r}: use one of {', '.join(sorted(HEADS))}")
-    module, attribute = HEADS[name]
+    if name not in HEADS and name not in PRESETS:
+        raise InputError(f"unknown head {name!r}: use one of {', '.join(sorted((*HEADS, *PRESETS)))}")
+    module, attribute = HEADS[PRESETS[name][0] if name in PRESETS else name]
     found: type[Head] = getattr(import_module(module), attribute)
     return found
 
 
 def make(name: str, **params: Any) -> Head:
-    """Return an unfitted head.
+    """Return an unfitted head; parameters that are given go before a preset's.
 
     Raises
     ------
@@ -66,6 +75,6 @@ def make(name: str, **params: Any) -> Head:
         Unknown name, or a parameter that the head does not take.
     """
     try:
-        return head_class(name)(**params)
+        return head_class(name)(**(PRESETS[name][1] if name in PRESETS else {}) | params)
     except TypeError as error:
         raise InputError(f"head {name!r} can't be made with {params}: {error}") from error

@@ -56,6 +56,7 @@ class LightGBM(ScaledHead):
 
     name: ClassVar[str] = "lightgbm"
     arrays: ClassVar[tuple[str, ...]] = ("center", "scale", "rotation", "labelled", "models", "rounds")
+    poor_score: ClassVar[bool] = True  # leaves of twenty rows fit two hundred coarsely
 
     rotation_: Matrix
     models_: NDArray[np.uint8]
@@ -91,11 +92,6 @@ class LightGBM(ScaledHead):
         self.fit_on = fit_on
         self.threads = threads
         self.seed = seed
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.regressor_tags.poor_score = True  # leaves of twenty rows fit two hundred coarsely
-        return tags
 
     def _check_params(self) -> None:
         self._choice("fit_on", ("all", "measured"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spared_fm.errors import InputError
-from spared_fm.heads.neighbours import adjacency, check_coords, hop_means, neighbour_table
+from spared_fm.heads.neighbours import adjacency, check_coords, hop_means, hop_table
 
 
 def square(side=5, pitch=200.0):
@@ -52,7 +52,7 @@ def test_a_spot_without_neighbours_is_its_own_surroundings():
 
 
 def test_table_has_the_nearest_first():
-    table = neighbour_table(square(), None, 4)
+    table = hop_table(square(), None, 1, most=4)
     assert set(table[12]) == {7, 11, 13, 17}
     assert set(table[0]) == {1, 5, 6, -1}
     assert table[0, 3] == -1

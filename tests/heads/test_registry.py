@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -10,13 +11,14 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import check_estimator
 
+from spared_fm.encoders.registry import rows as encoders
 from spared_fm.errors import InputError
 from spared_fm.heads.base import Head, StreamingHead
 from spared_fm.heads.io import load, save
-from spared_fm.heads.registry import HEADS, head_class, make
+from spared_fm.heads.registry import HEADS, PRESETS, head_class, make
 
-#: Heads that need positions, which scikit-learn doesn't give.
-POSITIONAL = {name for name in HEADS if "coords" in head_class(name).sees}
+#: Heads that need positions, which scikit-learn doesn't give; two only pass them on to others.
+POSITIONAL = {name for name in HEADS if "coords" in head_class(name).sees} - {"multi-encoder", "stacking"}
 NAMES = sorted(HEADS)
 
 
@@ -164,8 +166,28 @@ def test_rows_that_do_not_match(part, words):
         make("ridge").fit(X, **given)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_tables_can_say_what_stands_for_pixels(name):
+    cls = head_class(name)
+    published = cls.__module__.startswith("spared_fm.heads.models.")
+    assert bool(cls.cached) == (published and name not in ("eggn", "sgn"))  # these two read vectors in the original too
+    assert not cls.cached or re.fullmatch(r".{1,60}; the original.{1,60}", cls.cached)
+
+
 def test_unknown_head_and_parameter():
     with pytest.raises(InputError, match="gene-mean, hest"):
         make("rigde")
     with pytest.raises(InputError, match="depth"):
         make("ridge", depth=3)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_head_with_parameters_and_a_published_encoder(name):
+    kind, params, encoder, views = PRESETS[name]
+    found = make(name).get_params()
+    assert type(make(name)) is head_class(kind)
+    assert {key: found[key] for key in params} == params
+    assert make(name, steps=7).get_params() == found | {"steps": 7}
+    assert make(name, target="deltas").get_params()["target"] == "deltas"
+    assert encoder in encoders()
+    assert (views == "dihedral") == (params.get("views") == 8)

@@ -13,14 +13,12 @@ from spared_fm.heads.base import slide_rows
 from spared_fm.heads.lightning import pick_device
 from spared_fm.heads.models.graphs import exemplars
 from spared_fm.heads.network import SIZES, NeuralHead
-from spared_fm.heads.neural import Plan, fit_net, inner_split
+from spared_fm.heads.neural import fit_net, inner_split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 AVERAGES = ("uniform", "distance", "nearest")
-#: size: most steps, steps between two scores, scores without gain before training stops
-OF_SIZE = {"small": (300, 20, 4), "published": (1000, 10, 100)}
 WIDTH = 256
 
 
@@ -99,7 +97,13 @@ class BLEEP(NeuralHead):
     """
 
     name: ClassVar[str] = "bleep"
+    cached: ClassVar[str] = "a frozen encoder; the original tunes a ResNet-50 on pixels"
     arrays: ClassVar[tuple[str, ...]] = (*NeuralHead.arrays, "embedded", "profiles")
+    poor_score: ClassVar[bool] = True  # fifty neighbours of two hundred rows are a coarse mean
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"steps": 300, "every": 20, "patience": 4},
+        "published": {"steps": 1000, "every": 10, "patience": 100},
+    }
 
     embedded_: NDArray[np.float32]
     profiles_: NDArray[np.float32]
@@ -135,11 +139,6 @@ class BLEEP(NeuralHead):
         self.device = device
         self.progress = progress
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.regressor_tags.poor_score = True  # fifty neighbours of two hundred rows are a coarse mean
-        return tags
-
     def _net(self, d: int, genes: int) -> nn.Module:
         return nn.ModuleDict({"image": Projection(d, self.dropout), "spot": Projection(genes, self.dropout)})
 
@@ -158,20 +157,8 @@ class BLEEP(NeuralHead):
         def loss(net: Any, rows: torch.Tensor) -> torch.Tensor:
             return contrast(net["image"](x[rows]), net["spot"](expression[rows]), self.temperature)
 
-        steps, every, patience = OF_SIZE[self.size]
-        plan = Plan(
-            steps=steps if self.steps is None else self.steps,
-            batch=self.batch,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            every=every,
-            patience=patience,
-            seed=self.seed,
-            device=self.device,
-            progress=self.progress,
-        )
         split = inner_split(groups, coords, len(X), seed=self.seed)
-        self.net_, history = fit_net(lambda: self._net(X.shape[1], y.shape[1]), loss, split, plan)
+        self.net_, history = fit_net(lambda: self._net(X.shape[1], y.shape[1]), loss, split, self._plan())
         self.best_step_ = history.best_step
         exact: Any = self._exact()
         with torch.inference_mode():

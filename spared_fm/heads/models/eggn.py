@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from spared_fm.heads.lightning import pick_device
-from spared_fm.heads.models.graphs import exemplars, hop_table, pieces, relatives
+from spared_fm.heads.models.graphs import exemplars, pieces, relatives
 from spared_fm.heads.models.retrieval import ExemplarHead, error_and_correlation
-from spared_fm.heads.neighbours import check_coords
+from spared_fm.heads.neighbours import check_coords, hop_table
 from spared_fm.heads.neural import fit_net, inner_split
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class EGGN(ExemplarHead):
     name: ClassVar[str] = "eggn"
     sees: ClassVar[frozenset[str]] = frozenset({"features", "coords"})
     metric: ClassVar[Literal["l2", "l1"]] = "l1"
-    of_size: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"width": 128, "depth": 2, "steps": 300, "lr": 1e-3},
         "published": {"width": 512, "depth": 4, "steps": 1000, "lr": 5e-4},
     }
@@ -204,7 +204,7 @@ class EGGN(ExemplarHead):
         self.progress = progress
 
     def _net(self, d: int, genes: int) -> nn.Module:
-        return Net(d, genes, self.of_size[self.size], self.dropout, as_published=self.as_published)
+        return Net(d, genes, self.sizes[self.size], self.dropout, as_published=self.as_published)
 
     def _fit(self, X: NDArray[Any], y: NDArray[Any], mask: Any, groups: Any, coords: Any) -> None:
         self._check_params()

@@ -108,7 +108,9 @@ class EGN(ExemplarHead):
     """
 
     name: ClassVar[str] = "egn"
-    of_size: ClassVar[dict[str, dict[str, Any]]] = {
+    cached: ClassVar[str] = "cached vectors or tokens; the original's transformer reads pixels"
+    poor_score: ClassVar[bool] = True  # three hundred steps
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"width": 128, "depth": 2, "heads": 4, "hidden": 256, "steps": 300, "lr": 1e-3},
         "published": {"width": 1024, "depth": 8, "heads": 16, "hidden": 4096, "steps": 1000, "lr": 5e-4},
     }
@@ -142,13 +144,8 @@ class EGN(ExemplarHead):
         self.device = device
         self.progress = progress
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.regressor_tags.poor_score = True  # three hundred steps
-        return tags
-
     def _net(self, d: int, genes: int) -> nn.Module:
-        return Net(d // self.tokens, genes, self.tokens, self.dropout, self.of_size[self.size])
+        return Net(d // self.tokens, genes, self.tokens, self.dropout, self.sizes[self.size])
 
     def _looks(self, Z: NDArray[Any]) -> NDArray[np.float32]:
         return Z.reshape(len(Z), self.tokens, Z.shape[1] // self.tokens).mean(axis=1).astype(np.float32)

@@ -12,7 +12,6 @@ from scipy.spatial import cKDTree
 
 from spared_fm.errors import InputError
 from spared_fm.heads.base import row_groups, slide_rows
-from spared_fm.heads.neighbours import adjacency
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +26,7 @@ BLOCKS = 8
 def nearest_table(coords: NDArray[np.float64], groups: Any, k: int) -> Table:
     """Return the ``k`` nearest spots of the same slide, however far, without the spot itself.
 
-    At the border of the tissue these are not all adjacent: `hop_table` returns those that are.
+    At the border of the tissue these are not all adjacent: `spared_fm.heads.neighbours.hop_table` returns those that are.
 
     Parameters
     ----------
@@ -49,47 +48,6 @@ def nearest_table(coords: NDArray[np.float64], groups: Any, k: int) -> Table:
         if count > 0:
             _, found = cKDTree(coords[rows]).query(coords[rows], k=count + 1)
             out[rows, :count] = rows[without_self(found)]
-    return out
-
-
-def hop_table(coords: NDArray[np.float64], groups: Any, hops: int, most: int | None = None) -> Table:
-    """Return the spots that can be reached in at most ``hops`` steps between adjacent spots, without the spot itself.
-
-    Parameters
-    ----------
-    coords, groups
-        As for `spared_fm.heads.neighbours.adjacency`.
-    hops
-        1: the 6 of a hexagonal grid, or the 8 of a square one. 0: none.
-    most
-        Columns, of which the nearest spots are kept; None: as many as the largest neighbourhood has.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n, most).
-
-    Raises
-    ------
-    InputError
-        Most spots of a slide lie on top of each other.
-    """
-    n = len(coords)
-    near = adjacency(coords, groups)
-    reached = near
-    for _ in range(1, hops):
-        reached = reached + reached @ near
-    row, col = (index.astype(np.int64) for index in reached.nonzero())
-    others = (row != col) & (hops > 0)
-    row, col = row[others], col[others]
-    order = np.lexsort((col, ((coords[row] - coords[col]) ** 2).sum(axis=1), row))
-    row, col = row[order], col[order]
-    count = np.bincount(row, minlength=n)
-    place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-    width = int(count.max(initial=0)) if most is None else most
-    kept = place < width
-    out = np.full((n, width), -1, dtype=np.int64)
-    out[row[kept], place[kept]] = col[kept]
     return out
 
 

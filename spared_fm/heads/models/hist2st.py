@@ -56,6 +56,7 @@ class Hist2ST(PlacedHead):
     """
 
     name: ClassVar[str] = "hist2st"
+    cached: ClassVar[str] = "cached vectors; the original's ConvMixer reads pixels"
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {
             "width": 128, "depth": 2, "heads": 4, "hidden": 128, "graph": 2, "steps": 200, "lr": 1e-3, "dropout": 0.2,

@@ -69,6 +69,7 @@ class HisToGene(PlacedHead):
     """
 
     name: ClassVar[str] = "histogene"
+    cached: ClassVar[str] = "cached vectors; the original projects raw pixels"
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"width": 128, "depth": 2, "heads": 4, "hidden": 256, "steps": 200, "lr": 1e-3, "dropout": 0.1},
         "published": {

@@ -14,7 +14,7 @@ from spared_fm.heads.base import check_array, result_dtype, slide_rows
 from spared_fm.heads.lightning import pick_device
 from spared_fm.heads.losses import squared
 from spared_fm.heads.network import SIZES, NeuralHead
-from spared_fm.heads.neural import Plan, entries, fit_net, inner_split
+from spared_fm.heads.neural import entries, fit_net, inner_split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +68,9 @@ class PixNet(NeuralHead):
     """
 
     name: ClassVar[str] = "pixnet"
-    sizes: ClassVar[dict[str, dict[str, int]]] = {
+    cached: ClassVar[str] = "cached tokens, patch by patch; the original decodes pixels of the whole slide"
+    poor_score: ClassVar[bool] = True  # three hundred steps
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"width": 64, "depth": 2, "steps": 300},
         "published": {"width": 512, "depth": 3, "steps": 3000},
     }
@@ -108,11 +110,6 @@ class PixNet(NeuralHead):
         self.device = device
         self.progress = progress
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.regressor_tags.poor_score = True  # three hundred steps
-        return tags
-
     def predict_map(self, X: Any, groups: Any = None) -> NDArray[Any]:
         """Predict the expression of every token.
 
@@ -151,10 +148,6 @@ class PixNet(NeuralHead):
                 f"{self.name} disc must be {LEAST_DISC} or more, width and depth 1 or more, dropout from 0 to below 1"
             )
 
-    def _of_size(self, what: str) -> int:
-        given = getattr(self, what)
-        return self.sizes[self.size][what] if given is None else int(given)
-
     def _net(self, d: int, genes: int) -> nn.Module:
         return TokenUNet(d, genes, self._of_size("width"), self._of_size("depth"), self.dropout)
 
@@ -177,17 +170,8 @@ class PixNet(NeuralHead):
             spots = torch.einsum("nijg,ij->ng", net(tokens[rows]), shares)
             return squared(spots, wanted[rows], None if weight is None else weight[rows])
 
-        plan = Plan(
-            steps=self._of_size("steps"),
-            batch=self.batch,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            seed=self.seed,
-            device=self.device,
-            progress=self.progress,
-        )
         split = inner_split(groups, coords, len(X), seed=self.seed)
-        self.net_, history = fit_net(lambda: self._net(Z.shape[1], y.shape[1]), loss, split, plan)
+        self.net_, history = fit_net(lambda: self._net(Z.shape[1], y.shape[1]), loss, split, self._plan())
         self.best_step_ = history.best_step
 
     def _predict(self, X: NDArray[Any], groups: Any, coords: Any) -> NDArray[Any]:

@@ -11,7 +11,6 @@ from spared_fm.heads.base import slide_rows
 from spared_fm.heads.losses import pearson, squared
 from spared_fm.heads.models.graphs import exemplars
 from spared_fm.heads.network import SIZES, NeuralHead
-from spared_fm.heads.neural import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spared_fm.heads.models.graphs import Table
+    from spared_fm.heads.neural import Plan
 
 
 class ExemplarHead(NeuralHead):
@@ -38,17 +38,9 @@ class ExemplarHead(NeuralHead):
 
     arrays: ClassVar[tuple[str, ...]] = (*NeuralHead.arrays, "bank", "profiles")
     metric: ClassVar[Literal["l2", "l1"]] = "l2"
-    #: size: width, depth, heads, steps, lr … of the network
-    of_size: ClassVar[dict[str, dict[str, Any]]]
 
     k: int
-    steps: int | None
-    lr: float | None
-    batch: int = 1
     dropout: float
-    seed: int
-    device: str
-    progress: bool
 
     bank_: NDArray[np.float32]
     profiles_: NDArray[np.float32]
@@ -68,18 +60,8 @@ class ExemplarHead(NeuralHead):
         """Return what spots are compared by, (n, d)."""
         return Z.astype(np.float32, copy=False)
 
-    def _plan(self) -> Plan:
-        size = self.of_size[self.size]
-        return Plan(
-            steps=size["steps"] if self.steps is None else self.steps,
-            lr=size["lr"] if self.lr is None else self.lr,
-            batch=self.batch,
-            weight_decay=1e-4,
-            schedule="cosine",
-            seed=self.seed,
-            device=self.device,
-            progress=self.progress,
-        )
+    def _plan(self, **settings: Any) -> Plan:
+        return super()._plan(weight_decay=1e-4, schedule="cosine", **settings)
 
     def _slides(self, X: NDArray[Any], groups: Any) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float64], Table]]:
         """Yield row numbers, standardised features and exemplars, slide by slide."""

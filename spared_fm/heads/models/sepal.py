@@ -12,12 +12,12 @@ from torch import nn
 from spared_fm.heads.base import slide_rows
 from spared_fm.heads.lightning import pick_device
 from spared_fm.heads.losses import squared
-from spared_fm.heads.models.graphs import hop_table, nearest_table, relatives
+from spared_fm.heads.models.graphs import nearest_table, relatives
 from spared_fm.heads.models.pieces import pitch
-from spared_fm.heads.neighbours import check_coords
+from spared_fm.heads.neighbours import check_coords, hop_table
 from spared_fm.heads.nested import pack, unpack
 from spared_fm.heads.network import SIZES, NeuralHead
-from spared_fm.heads.neural import Plan, fit_net, inner_split
+from spared_fm.heads.neural import fit_net, inner_split
 from spared_fm.heads.ridge import Ridge
 
 if TYPE_CHECKING:
@@ -124,8 +124,9 @@ class SEPAL(NeuralHead):
     """
 
     name: ClassVar[str] = "sepal"
+    cached: ClassVar[str] = "the first stage is ridge on cached vectors; the original tunes a ViT-B/16 on pixels"
     sees: ClassVar[frozenset[str]] = frozenset({"features", "coords"})
-    of_size: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"enter": 128, "graph": (128, 64), "out": 128, "code": 64, "steps": 300, "lr": 1e-3, "every": 20},
         "published": {
             "enter": 512,
@@ -178,11 +179,11 @@ class SEPAL(NeuralHead):
         return head
 
     def _net(self, d: int, genes: int) -> nn.Module:
-        return Net(d, genes, self.of_size[self.size], as_published=self.as_published)
+        return Net(d, genes, self.sizes[self.size], as_published=self.as_published)
 
     def _fit(self, X: NDArray[Any], y: NDArray[Any], mask: Any, groups: Any, coords: Any) -> None:
         self._choice("size", SIZES)
-        n, size = len(X), self.of_size[self.size]
+        n = len(X)
         xy = check_coords(coords, n, self.name)
         Z = self._scaled_fit(X, groups)
         self._targets_fit(y)
@@ -195,17 +196,7 @@ class SEPAL(NeuralHead):
         def loss(net: Any, rows: torch.Tensor) -> torch.Tensor:
             return squared(around(net, x, rows), wanted[rows], None)
 
-        plan = Plan(
-            steps=size["steps"] if self.steps is None else self.steps,
-            lr=size["lr"] if self.lr is None else self.lr,
-            batch=self.batch,
-            weight_decay=0.0,
-            optimizer="adam",
-            every=size["every"],
-            seed=self.seed,
-            device=self.device,
-            progress=self.progress,
-        )
+        plan = self._plan(weight_decay=0.0, optimizer="adam")
         split = inner_split(groups, coords, n, seed=self.seed)
         self.net_, history = fit_net(lambda: self._net(X.shape[1], y.shape[1]), loss, split, plan)
         self.best_step_ = history.best_step

@@ -15,7 +15,7 @@ from spared_fm.heads.losses import squared
 from spared_fm.heads.models.pieces import Piece, cut
 from spared_fm.heads.neighbours import check_coords
 from spared_fm.heads.network import SIZES, NeuralHead
-from spared_fm.heads.neural import Plan, entries, fit_net, inner_split
+from spared_fm.heads.neural import entries, fit_net, inner_split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,8 +74,6 @@ class SlideHead(NeuralHead):
     """
 
     sees: ClassVar[frozenset[str]] = frozenset({"features", "coords"})
-    #: size: width, depth, heads, steps, lr, dropout
-    sizes: ClassVar[dict[str, dict[str, Any]]]
 
     def __init__(
         self,
@@ -109,10 +107,6 @@ class SlideHead(NeuralHead):
         self.seed = seed
         self.device = device
         self.progress = progress
-
-    def _of_size(self, what: str) -> Any:
-        given = getattr(self, what, None)
-        return self.sizes[self.size][what] if given is None else given
 
     def _check_params(self) -> None:
         self._choice("size", SIZES)
@@ -159,16 +153,7 @@ class SlideHead(NeuralHead):
             some = None if weight is None else weight[rows]
             return self._loss(net, Batch(inputs[unit[int(rows[0])]], places[rows], rows, wanted[rows], some))
 
-        steps = self._of_size("steps")
-        plan = Plan(
-            steps=steps,
-            every=max(20, steps // 25),
-            lr=self._of_size("lr"),
-            weight_decay=self.weight_decay,
-            seed=self.seed,
-            device=self.device,
-            progress=self.progress,
-        )
+        plan = self._plan(every=max(20, self._of_size("steps") // 25))
         split = inner_split(groups, coords, len(X), seed=self.seed)
         self.net_, history = fit_net(lambda: self._net(X.shape[1], y.shape[1]), loss, split, plan, units=unit)
         self.best_step_ = history.best_step

@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from spared_fm.errors import InputError
 from spared_fm.heads.lightning import pick_device
 from spared_fm.heads.network import NeuralHead
-from spared_fm.heads.neural import Plan, Split, entries, fit_net, inner_split
+from spared_fm.heads.neural import Split, entries, fit_net, inner_split
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from spared_fm.heads.neural import History, Loss
+    from spared_fm.heads.neural import History, Loss, Plan
 
 
-class Row(NamedTuple):
-    """A row of SpaRED's tables: the encoder by its name in our registry, its views, and the head's parameters."""
-
-    encoder: str
-    views: str
-    params: dict[str, Any]
-
-
-#: The published rows, to run them on frozen features; a benchmark may put any other encoder in their place.
-ROWS = {
-    "ShuffleNet": Row("shufflenetv2-x0.5", "identity", {"target": "expression"}),
-    "ViT-B": Row("vit-b16-imagenet", "identity", {"target": "expression"}),
-    "ViT-B+Delta": Row("vit-b16-imagenet", "identity", {"target": "deltas"}),
-    "STNet": Row("densenet121", "dihedral", {"target": "expression", "views": 8}),
-}
 #: Learning rates that are tried on the inner slides: points of the grid 10^(-k/3) of SpaRED's scripts.
 RATES = (10 ** (-4 / 3), 1e-2, 10 ** (-8 / 3), 10 ** (-10 / 3))
-#: size: most steps, steps between two scores, scores without gain before training stops
-SIZES = {"small": (300, 20, 4), "published": (1000, 10, 100)}
 
 
 class SparedLinear(NeuralHead):
@@ -45,7 +28,7 @@ class SparedLinear(NeuralHead):
 
     Mean squared error, Adam, batches of 256, a score on inner slides every 10 steps, the best weights kept; the
     learning rate is picked on the inner slides. **The original tunes the whole backbone on pixels; here it is frozen**
-    and runs on cached vectors. `ROWS` says which encoder makes which published row.
+    and runs on cached vectors. `spared_fm.heads.registry.PRESETS` says which encoder makes which published row.
 
     Parameters
     ----------
@@ -85,7 +68,13 @@ class SparedLinear(NeuralHead):
     """
 
     name: ClassVar[str] = "spared-linear"
+    cached: ClassVar[str] = "a frozen backbone; the original tunes it on pixels"
     arrays: ClassVar[tuple[str, ...]] = (*NeuralHead.arrays, "rate")
+    poor_score: ClassVar[bool] = True  # three hundred steps
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {  # the learning rate is for where none can be picked
+        "small": {"steps": 300, "lr": RATES[1], "every": 20, "patience": 4},
+        "published": {"steps": 1000, "lr": RATES[1], "every": 10, "patience": 100},
+    }
 
     rate_: float
 
@@ -116,11 +105,6 @@ class SparedLinear(NeuralHead):
         self.device = device
         self.progress = progress
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.regressor_tags.poor_score = True  # three hundred steps
-        return tags
-
     def _net(self, d: int, genes: int) -> torch.nn.Module:
         from torch import nn
 
@@ -143,21 +127,7 @@ class SparedLinear(NeuralHead):
             self.offset_ = np.where(self.spread_ > 0, 0.0, self.offset_)
         loss = self._loss(Z.reshape(n, self.views, -1), y, measured)
         split = inner_split(groups, coords, n, seed=self.seed)
-        steps, every, patience = SIZES[self.size]
-        plan = Plan(
-            steps=steps if self.steps is None else self.steps,
-            batch=self.batch,
-            lr=RATES[1] if self.lr is None else self.lr,
-            weight_decay=0.0,
-            optimizer="adam",
-            clip=None,
-            every=every,
-            patience=patience,
-            refit=False,
-            seed=self.seed,
-            device=self.device,
-            progress=self.progress,
-        )
+        plan = self._plan(weight_decay=0.0, optimizer="adam", clip=None, refit=False)
 
         def train(plan: Plan, split: Split) -> tuple[torch.nn.Module, History]:
             return fit_net(lambda: self._net(Z.shape[1], y.shape[1]), loss, split, plan)

@@ -69,6 +69,7 @@ class Triplex(SlideHead):
     """
 
     name: ClassVar[str] = "triplex"
+    cached: ClassVar[str] = "cached vectors or tokens; the original trains a ResNet-18 on pixels"
     arrays: ClassVar[tuple[str, ...]] = (*SlideHead.arrays, "extent")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import uuid
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as tensors_load
-from safetensors.numpy import save as tensors_save
-
 from spared_fm.errors import InputError
+from spared_fm.folders import CARD, Form, read_folder, write_folder
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
 
-FORMAT = 1
-ARRAYS, CARD = "arrays.safetensors", "card.json"
-#: Keys of the card that ``write`` writes itself.
-RESERVED = ("format", "name", "genes", "versions", "arrays_sha256")
+    import numpy as np
+
+__all__ = ["ARRAYS", "CARD", "FORM", "check_panel", "read", "write"]
+
+FORM = Form("completer", "fitted", 1, "arrays", ("name", "genes"))
+ARRAYS = FORM.file
 
 
 def write(
@@ -39,13 +31,13 @@ def write(
     Parameters
     ----------
     folder
-        Must not exist. Files are written into a hidden folder beside it, flushed to disk, and renamed.
+        Must not exist (see :func:`spared_fm.folders.write_folder`).
     name
         The method.
     genes
         The panel, in the order of the arrays.
     card
-        Settings and whatever the reader should know: JSON values, none of ``RESERVED``.
+        Settings and whatever the reader should know: JSON values, none of ``FORM.reserved``.
     arrays
         What was fitted.
 
@@ -54,38 +46,7 @@ def write(
     InputError
         The folder exists, the card is not JSON, or the disk refuses.
     """
-    folder = Path(folder)
-    if clash := sorted(set(card) & set(RESERVED)):
-        raise InputError(f"the card of a completer may not hold {', '.join(clash)}: these are written with it")
-    if folder.exists():
-        raise InputError(f"{folder} exists already: remove it or choose another")
-    data = tensors_save({key: np.ascontiguousarray(value) for key, value in arrays.items()})
-    full = {
-        "format": FORMAT,
-        "name": name,
-        "genes": list(genes),
-        "versions": {package: version(package) for package in ("spared-fm", "numpy", "safetensors")},
-        "arrays_sha256": hashlib.sha256(data).hexdigest(),
-        **card,
-    }
-    try:
-        text = json.dumps(full, indent=2, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the card of {folder} is not JSON ({error}): use plain numbers, strings, lists") from error
-
-    part = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
-    try:
-        part.mkdir(parents=True)
-        for file, content in ((ARRAYS, data), (CARD, text.encode())):
-            with (part / file).open("wb") as handle:
-                handle.write(content)
-                handle.flush()
-                os.fsync(handle.fileno())
-        part.rename(folder)
-    except OSError as error:
-        raise InputError(f"{folder} can't be written ({error.strerror}): free the disk or choose another") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    write_folder(FORM, folder, {"name": name, "genes": list(genes)}, card, arrays)
 
 
 def read(
@@ -110,30 +71,14 @@ def read(
     Raises
     ------
     InputError
-        Not a completer's folder, another method or panel, a newer format, or arrays that do not match their checksum.
+        Not a completer's folder, another method or panel, another format, or arrays that do not match their checksum.
     """
-    folder = Path(folder)
-    try:
-        card = json.loads((folder / CARD).read_text())
-        data = (folder / ARRAYS).read_bytes()
-    except OSError as error:
-        raise InputError(f"{folder} is not a fitted completer ({error.strerror}: {error.filename}): fit it") from error
-    except ValueError as error:
-        raise InputError(f"{folder / CARD} is damaged ({error}): fit the completer again") from error
-    if not isinstance(card, dict) or not {*RESERVED} <= set(card):
-        raise InputError(f"{folder / CARD} is not the card of a completer: fit it again")
-    if not isinstance(card["format"], int) or card["format"] > FORMAT:
-        raise InputError(f"{folder} has format {card['format']}, this version reads {FORMAT}: update spared-fm")
+    card, arrays = read_folder(FORM, folder)
     if card["name"] != name:
         raise InputError(f"{folder} holds {card['name']!r}, not {name!r}: load it by its name")
-    if hashlib.sha256(data).hexdigest() != card["arrays_sha256"]:
-        raise InputError(f"{folder / ARRAYS} does not match its checksum: fit the completer again")
     if genes is not None:
         check_panel(str(folder), card["genes"], genes)
-    try:
-        return card, tensors_load(data)
-    except SafetensorError as error:
-        raise InputError(f"{folder / ARRAYS} can't be read ({error}): fit the completer again") from error
+    return card, arrays
 
 
 def check_panel(what: str, found: Sequence[str], wanted: Sequence[str]) -> None:

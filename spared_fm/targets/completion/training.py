@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
 import zipfile
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from spared_fm.errors import InputError
+from spared_fm.folders import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -261,14 +261,9 @@ def _save(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    part = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with replaced(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
     except OSError as error:
         raise InputError(f"{path} can't be written ({error.strerror}): free the disk or choose another") from error
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from spared_fm.errors import InputError
-from spared_fm.heads.models.graphs import exemplars, hop_table, nearest_table, pieces, relatives
+from spared_fm.heads.models.graphs import exemplars, nearest_table, pieces, relatives
+from spared_fm.heads.neighbours import hop_table
 
 
 def hexagons(rows=6, columns=6):

@@ -3,9 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spared_fm.encoders.registry import rows as encoders
 from spared_fm.errors import InputError
-from spared_fm.heads.models.stnet import ROWS, SparedLinear
+from spared_fm.heads.models.stnet import SparedLinear
 
 FAST = {"steps": 60, "lr": 10 ** (-4 / 3)}
 
@@ -100,9 +99,3 @@ def test_bad_parameters(params):
     X, y, _ = planted()
     with pytest.raises(InputError):
         SparedLinear(**params).fit(X, y)
-
-
-def test_rows_name_encoders_that_exist():
-    assert {row.encoder for row in ROWS.values()} <= set(encoders())
-    for row in ROWS.values():
-        SparedLinear(**row.params)
