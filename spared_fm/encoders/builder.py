@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from spared_fm.encoders.models import classifier_names, fill_core, make_core, timm_conversion, wrap, wrap_for_tokens
 from spared_fm.encoders.pooling import combine, pooler, vector, views_of
+from spared_fm.encoders.registry import BUILT_INS
 from spared_fm.encoders.spec import PRETRAINED, RANDOM, EncoderSpec, checked
 from spared_fm.encoders.transform import Transform
 from spared_fm.encoders.weights import fill, weights_digest
@@ -36,7 +38,7 @@ class Encoder:
     spec
         What was asked for.
     versioned_name
-        The name that enters the recipe: with its version for the built-in encoder, for other registry rows with a digest of
+        The name that enters the recipe: with its version for the built-in encoders, for other registry rows with a digest of
         what they build, since an activation function or a number of heads leaves no trace in the weights.
     module
         The network in inference mode on ``device``, channels last: pixels → vectors, or tokens.
@@ -148,7 +150,7 @@ def build(spec: EncoderSpec, *, device: str = "cpu", others: Iterable[Encoder] =
     row = spec.row
     if row is None:
         return _build_timm(spec, device)
-    return _build_stain_bank(spec, row, device) if row.loader == "builtin" else _build_row(spec, row, device, others)
+    return _build_built_in(spec, row, device) if row.loader == "builtin" else _build_row(spec, row, device, others)
 
 
 def with_tokens(encoder: Encoder, grid: int) -> Encoder:
@@ -188,11 +190,10 @@ def with_tokens(encoder: Encoder, grid: int) -> Encoder:
     return dataclasses.replace(tokens, dim=dim)
 
 
-def _build_stain_bank(spec: EncoderSpec, row: Row, device: str) -> Encoder:
-    from spared_fm.encoders.stain_bank import StainBank
-
-    module = StainBank().eval().to(device)
-    version = f"{StainBank.name}/{StainBank.version}"
+def _build_built_in(spec: EncoderSpec, row: Row, device: str) -> Encoder:
+    where, name = BUILT_INS[row.architecture].split(":")
+    module = getattr(importlib.import_module(f"spared_fm.encoders.{where}"), name)().eval().to(device)
+    version = f"{module.name}/{module.version}"
     encoder = Encoder(
         spec=spec,
         versioned_name=version,

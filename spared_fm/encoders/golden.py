@@ -2,7 +2,7 @@
 
 The patches are arithmetic on whole numbers, the same to the bit everywhere. One has the encoder's native side; the other one
 is a quarter wider, because cropping and resizing agree on a patch of just the right size. Vectors of seeded random builds and
-of the built-in encoder ship with the package (``golden.json``); those of real weights are recorded by who has them.
+of the built-in encoders ship with the package (``golden.json``); those of real weights are recorded by who has them.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _weights(encoder: Encoder) -> str:
 
 
 def _sides(encoder: Encoder) -> tuple[int, ...]:
-    """Sides of the golden patches in pixels: the built-in filters know one size only."""
+    """Sides of the golden patches in pixels: the built-in encoders take a patch as it is."""
     row = encoder.row
     px = row.px if row else encoder.transform.crop or 224
     return (px,) if row is not None and row.loader == "builtin" else (px, px * 5 // 4)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     State = Mapping[str, torch.Tensor]
 
 
-def make_module(row: Row) -> nn.Module:
+def make_core(row: Row) -> nn.Module:
     """Build the network of ``row`` with fresh weights, also under ``with torch.device("meta")``.
 
     Parameters
@@ -38,20 +38,15 @@ def make_module(row: Row) -> nn.Module:
     Returns
     -------
     torch.nn.Module
-        Pixels (batch, 3, crop, crop) → vectors (batch, dim) for pooling ``model``, else tokens (batch, n, token_dim).
+        Its state dict has the names of the published file; :func:`wrap` makes of it what is called.
 
     Raises
     ------
     InputError
         An optional package is missing, or the row names what its loader does not have.
     """
-    return wrap(make_core(row), row)
-
-
-def make_core(row: Row) -> nn.Module:
-    """Build the module whose state dict has the names of the published file; else as :func:`make_module`."""
     declare_missing_operators()
-    makers = {"builtin": _builtin, "timm": _timm, "transformers": _transformers, "package": _package}
+    makers = {"timm": _timm, "transformers": _transformers, "package": _package}
     try:
         return makers[row.loader](row)
     except InputError:
@@ -64,7 +59,13 @@ def make_core(row: Row) -> nn.Module:
 
 
 def wrap(core: nn.Module, row: Row) -> nn.Module:
-    """Make the module that is called out of the one that holds the weights."""
+    """Make the module that is called out of the one that holds the weights.
+
+    Returns
+    -------
+    torch.nn.Module
+        Pixels (batch, 3, crop, crop) → vectors (batch, dim) for pooling ``model``, else tokens (batch, n, token_dim).
+    """
     kind = row.head.get("kind", "")
     if kind == "stage":
         return parts.Stage(core, tokens=row.pooling != "model")
@@ -94,12 +95,6 @@ def fill_core(core: nn.Module, row: Row, weights: str) -> None:
     if weights != RANDOM:
         path = fetch(row) if weights == PRETRAINED else Path(weights)
         fill(core, path, ignore=_left_out(core, row), convert=_conversion(core, row))
-
-
-def _builtin(row: Row) -> nn.Module:
-    from spared_fm.encoders.stain_bank import StainBank
-
-    return StainBank()
 
 
 def _timm(row: Row) -> nn.Module:

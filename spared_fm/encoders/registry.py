@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 BUILT_IN_FILE = Path(__file__).with_name("registry.toml")
 
+#: Encoders that are code of this package, with nothing to load: their names, and ``module:class`` under this package.
+BUILT_INS = {"stain-bank": "stain_bank:StainBank", "colour-stats": "colour_stats:ColourStats"}
 LOADERS = ("builtin", "timm", "transformers", "package")
 POOLINGS = ("cls", "mean", "cls+mean", "model")
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -58,7 +60,7 @@ class Row:
     file
         Weights file in it, where it is not the loader's default.
     architecture
-        timm architecture, transformers class, ``module:factory`` of a package; empty for the built-in encoder.
+        timm architecture, transformers class, ``module:factory`` of a package, or one of ``BUILT_INS``.
     build
         Keyword arguments of the architecture (transformers: of its config class). The strings ``SwiGLUPacked``, ``SiLU`` and
         ``ConvStem`` stand for classes.
@@ -223,8 +225,8 @@ def _contradictions(row: Row) -> list[tuple[str, str]]:
         ("crop", row.resize == 0 and row.crop > row.px, f"the patch is {row.px} pixels wide, so at most that"),
         (
             "architecture",
-            (row.loader == "builtin") != (row.architecture == ""),
-            "empty for loader 'builtin' and no other",
+            row.architecture not in BUILT_INS if row.loader == "builtin" else row.architecture == "",
+            f"loader 'builtin' has {', '.join(BUILT_INS)}; name what any other is to build",
         ),
         (
             "architecture",

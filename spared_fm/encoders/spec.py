@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spared_fm.encoders import offline
-from spared_fm.encoders.registry import DTYPES, Row
+from spared_fm.encoders.registry import BUILT_INS, DTYPES, Row
 from spared_fm.encoders.registry import row as find_row
 from spared_fm.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-BUILT_IN = "stain-bank"
 RANDOM, PRETRAINED = "random", "pretrained"
 VIEWS = ("identity", "dihedral-mean", "dihedral")
 _TIMM = "timm:"
@@ -109,7 +108,7 @@ def default_weights(name: str) -> str:
     A registry name stands for published weights. timm's convention is kept: ``timm:arch.tag`` names trained weights,
     ``timm:arch`` names an architecture, built here with seeded random weights, a floor to compare with.
     """
-    if name == BUILT_IN:
+    if name in BUILT_INS:
         return "none"
     return RANDOM if name.startswith(_TIMM) and "." not in name else PRETRAINED
 
@@ -165,8 +164,8 @@ def resolve(
 
 
 def _weights(name: str, weights: str | Path | None) -> str:
-    if name == BUILT_IN and weights is not None:
-        raise InputError(f"encoder {BUILT_IN} has fixed filters and takes no --weights")
+    if name in BUILT_INS and weights is not None:
+        raise InputError(f"encoder {name} has nothing learned and takes no --weights")
     if weights is None:
         default = default_weights(name)
         file = offline.checked_file(name) if default == PRETRAINED else None

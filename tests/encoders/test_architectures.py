@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from spared_fm.encoders.models import make_module, wrap_for_tokens
+from spared_fm.encoders.models import make_core, wrap, wrap_for_tokens
 from spared_fm.encoders.pooling import pooler
 from spared_fm.encoders.registry import Row, row, rows
 from spared_fm.errors import InputError
@@ -29,7 +29,7 @@ def module_of(found: Row) -> nn.Module:
     missing = [name for name in found.requires if not importlib.util.find_spec(name.split()[0])]
     if missing:
         pytest.skip(f"{missing[0]} is not installed")
-    return make_module(found).eval()
+    return wrap(make_core(found), found).eval()
 
 
 META: dict[str, nn.Module] = {}
@@ -69,7 +69,7 @@ def test_a_missing_package_is_named(found: Row, monkeypatch: pytest.MonkeyPatch)
     for name in found.requires:
         monkeypatch.setitem(sys.modules, name.split()[0], None)  # importing it then fails
         with pytest.raises(InputError, match=rf"encoder {found.name} needs the package {name.split()[0]}: pip install"):
-            make_module(found)
+            make_core(found)
 
 
 def random_module(found: Row) -> nn.Module:

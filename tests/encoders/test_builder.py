@@ -100,12 +100,13 @@ def test_a_device_that_is_not_there():
         build(resolve(SMALL), device="abacus")
 
 
-def test_the_built_in_encoder(patches: np.ndarray):
-    encoder = build(resolve("stain-bank"))
+@pytest.mark.parametrize("name", ["stain-bank", "colour-stats"])
+def test_the_built_in_encoders(patches: np.ndarray, name: str):
+    encoder = build(resolve(name))
     found = encoder.encode(patches)
     assert found.shape == (3, encoder.dim)
     assert np.isfinite(found).all()
-    assert encoder.versioned_name.startswith("stain-bank/")
+    assert encoder.versioned_name.startswith(f"{name}/")
 
 
 @pytest.fixture(scope="module")

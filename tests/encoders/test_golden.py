@@ -25,7 +25,7 @@ from spared_fm.encoders.golden import (
 from spared_fm.encoders.spec import resolve
 from spared_fm.errors import InputError
 from tests.encoders.own_rows import write
-from tests.encoders.record_golden import names
+from tests.encoders.record_golden import names, spec_of
 
 ROW: dict[str, Any] = {"pooling": "cls+mean", "dim": 384, "compute_dtype": "float16", "resize": 64}
 
@@ -99,16 +99,18 @@ def test_nan_and_other_weights(tmp_path: Path, records: list[dict[str, Any]]):
     assert compare(dataclasses.replace(other, spec=encoder.spec), records).status == DIFFERS
 
 
-@pytest.mark.parametrize("name", ["stain-bank", "timm:vit_small_patch16_224", "kaiko-s16", "resnet50-layer3-tv"])
+@pytest.mark.parametrize(
+    "name", ["stain-bank", "colour-stats", "timm:vit_small_patch16_224", "kaiko-s16", "resnet50-layer3-tv"]
+)
 def test_what_ships_is_met(name: str):
-    found = compare(build(resolve(name, None if name == "stain-bank" else "random")), load(SHIPPED)[name])
+    found = compare(build(spec_of(name)), load(SHIPPED)[name])
     assert found.status == SAME, found.text
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", names())
 def test_all_that_ships_is_met(name: str):
-    found = compare(build(resolve(name, None if name == "stain-bank" else "random")), load(SHIPPED)[name])
+    found = compare(build(spec_of(name)), load(SHIPPED)[name])
     assert found.status == SAME, found.text
 
 

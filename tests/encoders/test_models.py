@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from spared_fm.encoders.models import fill_core, make_core, make_module, timm_conversion
+from spared_fm.encoders.models import fill_core, make_core, timm_conversion, wrap
 from spared_fm.encoders.registry import Row, row
 from spared_fm.errors import InputError
 from tests.encoders.own_rows import write
@@ -209,7 +209,7 @@ def test_transformers_files_of_older_names(
     with pytest.raises(InputError, match=r"layernorm\.weight is missing"):
         loads(found, source, published, tmp_path / "w.safetensors")
     assert capfd.readouterr() == ("", "")
-    module = make_module(found).eval()
+    module = wrap(make_core(found), found).eval()
     with torch.inference_mode():
         assert module(torch.zeros(1, 3, 32, 32)).shape == (1, prefix + 4, 48)
 

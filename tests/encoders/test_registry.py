@@ -77,6 +77,7 @@ def refusal(path: Path) -> str:
     "wanted",
     [
         "stain-bank",
+        "colour-stats",
         "uni",
         "uni2-h",
         "virchow",
@@ -340,8 +341,8 @@ def test_a_dim_that_agrees_is_taken(tmp_path_factory: pytest.TempPathFactory, po
     [
         ({"crop": 256}, "crop is 256; the patch is resized to 224"),
         ({"resize": 0, "crop": 256}, "crop is 256; the patch is 224 pixels wide"),
-        ({"architecture": ""}, "architecture is ''; empty for loader 'builtin'"),
-        ({"loader": "builtin"}, "architecture is 'vit_tiny_patch16_224'; empty for loader 'builtin'"),
+        ({"architecture": ""}, "architecture is ''; loader 'builtin' has stain-bank, colour-stats"),
+        ({"loader": "builtin"}, "architecture is 'vit_tiny_patch16_224'; loader 'builtin' has"),
         (
             {"loader": "package", "architecture": "musk"},
             "architecture is 'musk'; loader 'package' needs module:factory",

@@ -22,6 +22,7 @@ def no_config(monkeypatch: pytest.MonkeyPatch):
     ("name", "weights"),
     [
         ("stain-bank", "none"),
+        ("colour-stats", "none"),
         ("timm:vit_small_patch16_224", "random"),  # timm's convention: no tag, no trained weights
         ("timm:vit_small_patch16_224.augreg_in21k_ft_in1k", "pretrained"),
         ("uni", "pretrained"),
