@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from spared_fm.targets.completion.data import Panel, Section, hide, mask_probability, panel_of
-from spared_fm.targets.completion.hiding import Counts, rng_of, section, truth
+from spared_fm.targets.completion.hiding import Counts, rng_of, section
 
 SHARED = Path(os.environ.get("SPARED_FM_SHARED_DATA", "/work/shared/data"))
 CACHE = Path(tempfile.gettempdir()) / "spared_fm_completion"
@@ -48,11 +48,6 @@ def of_split(raw: Sequence[Counts], split: str) -> list[Counts]:
 def sections(raw: Sequence[Counts], hidden: Sequence[np.ndarray] | None = None) -> list[Section]:
     """Slides as a method sees them, entries hidden first (``hidden``: one bool array per slide)."""
     return [section(one, None if hidden is None else hidden[i]) for i, one in enumerate(raw)]
-
-
-def truths(raw: Sequence[Counts], hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Values of all entries in the unit of ``sections(raw, hidden)``; score where hidden and finite."""
-    return [truth(one, gone) for one, gone in zip(raw, hidden, strict=True)]
 
 
 def panel(raw: Sequence[Counts], genes: Sequence[str]) -> Panel:

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from spared_fm.errors import InputError
+from spared_fm.extract import cluster
 from spared_fm.extract.task import Done, encode_chunk
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ def run(
         client = None
         if tasks and (workers or scheduler):
             stack.enter_context(_quiet())
-            client = stack.enter_context(_client(workers, scheduler))
+            # Streams fill the cores; thread pools below them would only oversubscribe. Tasks set torch's threads as planned.
+            opened = cluster.client(workers, scheduler, threads_per_worker=CHUNKS_IN_HAND, blas_threads=1)
+            client = stack.enter_context(opened)
         while tasks:
             before = len(tasks)
             if client is None:
@@ -168,35 +171,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _client(workers: int, scheduler: str | None) -> Iterator[distributed.Client]:
-    import dask
-    from distributed import Client, LocalCluster
-
-    if scheduler:
-        try:
-            client = Client(scheduler, timeout="10s")
-        except (OSError, ValueError) as error:
-            raise InputError(f"no dask scheduler answers at {scheduler}; start one with `dask scheduler`") from error
-        with client:
-            yield client
-        return
-    # Streams fill the cores; thread pools below them would only oversubscribe. Tasks set torch's threads as planned.
-    environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    with (
-        dask.config.set({"distributed.nanny.pre-spawn-environ": environment}),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=CHUNKS_IN_HAND,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            worker_dashboard_address="127.0.0.1:0",
-            memory_limit=None,
-            silence_logs=50,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client

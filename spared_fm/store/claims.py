@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from spared_fm.store.embeddings import EmbeddingArray
     from spared_fm.store.files import Files
@@ -182,38 +182,6 @@ def hold(array: EmbeddingArray, k: int, *, lease_s: float = LEASE_S) -> Iterator
     finally:
         _heart.discard(claim)
         claim.release()
-
-
-def turns(
-    array: EmbeddingArray, chunks: Iterable[int], *, lease_s: float = LEASE_S, poll_s: float = 0.5
-) -> Iterator[int]:
-    """Yield the chunks this writer should compute, each while its claim is held, until all of them have receipts.
-
-    Chunks of other writers are passed over and looked at again; a dead writer's chunks are taken over.
-
-    Parameters
-    ----------
-    array
-        The array.
-    chunks
-        Chunk numbers wanted.
-    lease_s
-        See :func:`hold`.
-    poll_s
-        Seconds between looks while all chunks left are other writers'.
-    """
-    waiting = list(chunks)
-    while waiting:
-        others = []
-        for k in waiting:
-            with hold(array, k, lease_s=lease_s) as held:
-                if held:
-                    yield k
-                elif not _has_receipt(array, k):
-                    others.append(k)
-        if len(others) == len(waiting):
-            time.sleep(poll_s)
-        waiting = others
 
 
 def _has_receipt(array: EmbeddingArray, k: int) -> bool:

@@ -201,10 +201,6 @@ class Layout:
                 f"{self.root / node}/zarr.json is damaged ({error}); restore it or remove the node"
             ) from error
 
-    def set_attributes(self, node: str, attributes: dict[str, Any]) -> None:
-        """Replace our attributes of a zarr node, whatever they are now; to change some, use :meth:`update_attributes`."""
-        self.update_attributes(node, lambda known: attributes)
-
     def update_attributes(self, node: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
         """Change our attributes of a zarr node; of several writers at once, in threads or on machines, none is lost.
 

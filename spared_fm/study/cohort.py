@@ -12,7 +12,7 @@ import numpy as np
 from spared_fm.errors import InputError
 from spared_fm.store.embeddings import slide_record
 from spared_fm.store.layout import check_name
-from spared_fm.store.nodes import read_elem, read_node
+from spared_fm.store.nodes import read_elem
 from spared_fm.store.recipe import digest
 from spared_fm.study.cohort_build import Plan, build, gene_tables
 from spared_fm.study.cohort_split import check_leaks, part_name, split_slides
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from spared_fm.store.layout import Layout
 
 PANELS = ("moran", "variance", "hvg")
+PARTS = ("X", "obs", "var", "obsm", "varm", "obsp", "varp", "uns")
+"""Of a cohort's AnnData, but its layers."""
 
 
 def cohort(
@@ -193,22 +195,43 @@ def cohort_record(layout: Layout, name: str) -> dict[str, Any]:
     return record
 
 
-def cohort_data(layout: Layout, name: str) -> ad.AnnData:
-    """Read a whole cohort with its registered layers as AnnData (spots × panel genes)."""
-    record = cohort_record(layout, name)
-    adata = read_node(layout, layout.cohort(name))
-    for layer in set(adata.layers) - set(record["layers"]):
-        del adata.layers[layer]
+def cohort_data(layout: Layout, name: str, layers: Sequence[str] | None = None) -> ad.AnnData:
+    """Read a cohort as AnnData (spots × panel genes).
+
+    Parameters
+    ----------
+    layout
+        The store.
+    name
+        Cohort name.
+    layers
+        Layers to read, others stay on disk; by default all that are registered.
+
+    Raises
+    ------
+    InputError
+        No such cohort, or no such layer.
+    """
+    import anndata
+
+    record, node = cohort_record(layout, name), layout.cohort(name)
+    for layer in layers or ():
+        require_layer(record, name, layer)
+    there = [part for part in PARTS if layout.files.exists(f"{node}/{part}/zarr.json")]
+    adata = anndata.AnnData(**{part: read_elem(layout, f"{node}/{part}") for part in there})
+    for layer in record["layers"] if layers is None else layers:
+        adata.layers[layer] = read_elem(layout, f"{node}/layers/{layer}")
     return adata
 
 
 def target(layout: Layout, name: str, layer: str) -> np.ndarray:
     """Read a registered layer of a cohort, shape (spots, genes)."""
-    _require_layer(layout, name, cohort_record(layout, name), layer)
+    require_layer(cohort_record(layout, name), name, layer)
     return np.asarray(read_elem(layout, f"{layout.cohort(name)}/layers/{layer}"))
 
 
-def _require_layer(layout: Layout, name: str, record: dict[str, Any], layer: str) -> None:
+def require_layer(record: Mapping[str, Any], name: str, layer: str) -> None:
+    """Raise :class:`InputError` where the cohort ``name``, whose record this is, has no layer ``layer``."""
     if layer not in record["layers"]:
         raise InputError(f"cohort {name!r} has no layer {layer!r} (layers: {', '.join(sorted(record['layers']))})")
 

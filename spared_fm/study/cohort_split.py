@@ -12,7 +12,7 @@ from spared_fm.benchmark.leakage import leakage
 from spared_fm.benchmark.splits import PARTS, Split, check_split, choose_split, parts_in, split_label
 from spared_fm.errors import InputError
 from spared_fm.slides.patches import PatchSpec
-from spared_fm.store.nodes import read_elem
+from spared_fm.store.nodes import read_elem, read_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -101,6 +101,37 @@ def units(obs: pd.DataFrame, slides: Mapping[str, str]) -> dict[str, tuple[str, 
             name = slide if len(inside) == 1 else f"{slide}/{one}"
             found[name] = slide, one, rows if len(inside) == 1 else rows[part[rows] == one]
     return found
+
+
+def spot_positions(layout: Layout, cohort: str, slide: str, barcodes: np.ndarray) -> np.ndarray:
+    """Find spots of a cohort in their slide, by barcode.
+
+    Parameters
+    ----------
+    layout
+        The store.
+    cohort
+        Cohort name, for the message.
+    slide
+        Slide id.
+    barcodes
+        Barcodes of spots, (n,).
+
+    Returns
+    -------
+    np.ndarray
+        Row numbers in the slide, (n,), int64.
+
+    Raises
+    ------
+    InputError
+        The slide lacks a spot.
+    """
+    positions = pd.Index(read_index(layout, f"{layout.slide(slide)}/obs")).get_indexer(barcodes)
+    if (positions < 0).any():
+        lost = barcodes[np.argmax(positions < 0)]
+        raise InputError(f"cohort {cohort!r}: spot {slide}/{lost} is no longer in the store; build the cohort again")
+    return positions
 
 
 def _places(layout: Layout, records: Mapping[str, dict[str, Any]]) -> Callable[[str], np.ndarray]:

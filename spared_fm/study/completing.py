@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +11,16 @@ import numpy as np
 from spared_fm.errors import InputError
 from spared_fm.store.nodes import write_layer
 from spared_fm.store.recipe import digest
-from spared_fm.study.cohort import cohort_data, cohort_record
-from spared_fm.study.progress import PATIENCE
+from spared_fm.study.cohort import cohort_data, cohort_record, target
+from spared_fm.study.progress import steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import anndata as ad
 
     from spared_fm.store.layout import Layout
-    from spared_fm.targets.completion.data import Completer, Panel, Progress
+    from spared_fm.targets.completion.data import Completer, Panel
 
 COMPLETERS = "completers"
 """Folder of fitted completers: ``completers/<cohort>/<method>.<source>/``."""
@@ -81,13 +79,14 @@ def complete(
     from spared_fm.targets.completion.registry import layer_name
 
     record = cohort_record(layout, name)
-    adata = cohort_data(layout, name)
-    source = source or ("log1p" if "log1p" in adata.layers else "lognorm")
+    source = source or ("log1p" if "log1p" in record["layers"] else "lognorm")
+    adata = _counted(layout, name, record)
+    adata.layers[source] = target(layout, name, source)
     completer, fit_id = _fitted(layout, name, adata, record, method, source, seed, show)
-    target = layer or layer_name(method, source)
-    if "source" not in record["layers"].get(target, {"source": source}):
+    completed = layer or layer_name(method, source)
+    if "source" not in record["layers"].get(completed, {"source": source}):
         raise InputError(
-            f"cohort {name!r} has a layer {target!r} that was built with it: use it as it is, or give another layer name"
+            f"cohort {name!r} has a layer {completed!r} that was built with it: use it as it is, or give another layer name"
         )
     values, spread = complete_layer(adata, completer, source)
     card = {
@@ -99,14 +98,14 @@ def complete(
         "parents": record["settings_digest"],
         "scores": [dict(row) for row in scores if row["method"] == method],
     }
-    uncertainty = None if spread is None else f"{target}{SPREAD}"
+    uncertainty = None if spread is None else f"{completed}{SPREAD}"
     if spread is not None and uncertainty is not None:
-        write_layer(layout, name, uncertainty, spread, {**card, "of": target})
-    write_layer(layout, name, target, values, {**card, "spread": uncertainty})
+        write_layer(layout, name, uncertainty, spread, {**card, "of": completed})
+    write_layer(layout, name, completed, values, {**card, "spread": uncertainty})
     mask = np.asarray(adata.layers["mask"], bool)
     return {
         "cohort": name,
-        "layer": target,
+        "layer": completed,
         "spread": uncertainty,
         "method": method,
         "source": source,
@@ -199,12 +198,13 @@ def evaluate(
     from spared_fm.targets.completion.registry import METHODS
 
     record = cohort_record(layout, name)
-    adata = cohort_data(layout, name)
+    adata = _counted(layout, name, record)
     source = source or ("log1p" if has_lengths(adata) else "lognorm")
     if source not in LAYERS:
         raise InputError(f"{source!r} cannot be computed from visible counts alone: evaluate on {' or '.join(LAYERS)}")
     if source == "log1p" and not has_lengths(adata):
         raise InputError(NO_LENGTHS)
+    adata.layers[source] = target(layout, name, source)
     raw = raw_counts(adata)
     there = {one.split for one in raw}
     splits = splits or [split for split in ("val", "test") if split in there] or ["train"]
@@ -212,7 +212,7 @@ def evaluate(
     fitted = {
         method: _fitted(layout, name, adata, record, method, source, seed, show)[0] for method in methods or METHODS
     }
-    with _steps(f"scoring {len(fitted)} methods", show) as progress:
+    with steps(f"scoring {len(fitted)} methods", show=show) as progress:
         found = core.evaluate(
             fitted,
             raw,
@@ -279,7 +279,7 @@ def _fitted(
     parts = dict(zip(given, _splits(adata), strict=True))
     train, validate = ([one for key, one in given.items() if parts[key] == part] for part in ("train", "val"))
     panel: Panel = panel_of(train, genes)
-    with layout.files.staging_folder() as staging, _steps(f"fitting {method}", show) as progress:
+    with layout.files.staging_folder() as staging, steps(f"fitting {method}", show=show) as progress:
         # beside the store's data: a killed training goes on where it was. A store elsewhere starts anew
         checkpoint = layout.root / f"{node}.training" if isinstance(layout.root, Path) else staging / "training"
         checkpoint.mkdir(parents=True, exist_ok=True)
@@ -288,6 +288,11 @@ def _fitted(
         layout.files.publish(staging / method, node, last=registry.CARD)
         shutil.rmtree(checkpoint, ignore_errors=True)
     return completer, fit_id
+
+
+def _counted(layout: Layout, name: str, record: Mapping[str, Any]) -> ad.AnnData:
+    """Read a cohort with its counts and its mask, as far as it has them, and no other layer."""
+    return cohort_data(layout, name, layers=[layer for layer in ("counts", "mask") if layer in record["layers"]])
 
 
 def _splits(adata: ad.AnnData) -> list[str]:
@@ -305,34 +310,3 @@ def _fit_id(record: Mapping[str, Any], method: str, source: str, seed: int) -> s
 
 def _node(name: str, method: str, source: str, fit_id: str) -> str:
     return f"{COMPLETERS}/{name}/{method}.{source}.{fit_id[:8]}"
-
-
-@contextlib.contextmanager
-def _steps(description: str, show: bool) -> Iterator[Progress]:
-    """Show a bar of steps with the latest figures (loss), once it takes longer than two seconds."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    show = show and console.is_terminal
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    bar = Bar(*columns, TimeRemainingColumn(), console=console, disable=not show, transient=True)
-    task = bar.add_task(description, total=None, figures="")
-    started = time.monotonic()
-
-    def progress(step: int, steps: int, figures: dict[str, float]) -> None:
-        if show and time.monotonic() - started > PATIENCE and not bar.live.is_started:
-            bar.start()
-        said = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
-        bar.update(task, completed=step, total=steps, figures=said)
-
-    try:
-        yield progress
-    finally:
-        bar.stop()

@@ -13,8 +13,8 @@ from spared_fm.benchmark.splits import PARTS
 from spared_fm.errors import InputError
 from spared_fm.store.embeddings import EmbeddingArray
 from spared_fm.store.nodes import MATRIX_ROWS, read_elem, read_index
-from spared_fm.study.cohort import cohort_record
-from spared_fm.study.cohort_split import units
+from spared_fm.study.cohort import cohort_record, require_layer
+from spared_fm.study.cohort_split import spot_positions, units
 from spared_fm.study.encode import find_key
 
 if TYPE_CHECKING:
@@ -106,9 +106,7 @@ class SpotBatches(IterableDataset[dict[str, Any]]):
         self.batch_size, self.shuffle, self.seed, self.buffer_blocks = batch_size, shuffle, seed, buffer_blocks
         record = cohort_record(layout, cohort)
         for layer in (*self.targets, MASK):
-            if layer not in record["layers"]:
-                known = ", ".join(sorted(record["layers"]))
-                raise InputError(f"cohort {cohort!r} has no layer {layer!r} (layers: {known})")
+            require_layer(record, cohort, layer)
         self.slides = list(record["split"])
         self.genes = [str(gene) for gene in read_index(layout, f"{layout.cohort(cohort)}/var")]
         self._keys = {encoder: find_key(layout, self.slides, encoder) for encoder in self.encoders}
@@ -161,13 +159,7 @@ class SpotBatches(IterableDataset[dict[str, Any]]):
         for slide, part, own in units(obs, record["split"]).values():
             if part != self.split or not len(own):
                 continue
-            barcodes = obs["barcode"].to_numpy()[own]
-            position = read_elem(self.layout, f"{self.layout.slide(slide)}/obs").index.get_indexer(barcodes)
-            if (position < 0).any():
-                lost = barcodes[np.argmax(position < 0)]
-                raise InputError(
-                    f"cohort {self.cohort!r}: spot {slide}/{lost} is no longer in the store; build the cohort again"
-                )
+            position = spot_positions(self.layout, self.cohort, slide, obs["barcode"].to_numpy()[own])
             present = ~np.isin(position, self._absent(slide, position))
             self.n_absent += int((~present).sum())
             rows.append(own[present])

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 T = TypeVar("T")
 
@@ -33,6 +33,45 @@ def bar(description: str, total: int, unit: str, *, show: bool = True) -> Iterat
     show
         False hides the bar.
     """
+    started = time.monotonic()
+    done = 0
+    with _line(description, show) as update:
+
+        def advance(amount: int) -> None:
+            nonlocal done
+            done += amount
+            update(done, total, f"{done / max(time.monotonic() - started, 1e-9):,.1f} {unit}/s")
+
+        yield advance
+
+
+@contextlib.contextmanager
+def steps(description: str, *, show: bool = True) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
+    """Show a progress bar with the latest figures of something iterative; gives the function that is told of each step.
+
+    Parameters
+    ----------
+    description
+        What is going on.
+    show
+        False hides the bar.
+
+    Yields
+    ------
+    Callable
+        Takes the step, the steps in all, and figures by name, such as the loss.
+    """
+    with _line(description, show) as update:
+
+        def step(number: int, of: int, figures: Mapping[str, float]) -> None:
+            update(number, of, "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+        yield step
+
+
+@contextlib.contextmanager
+def _line(description: str, show: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """Draw a bar once it has been there for ``PATIENCE``; gives the function that sets what is done, of how much, and words."""
     console = Console(stderr=True)
     show = show and console.is_terminal  # in a log file a bar is noise
     progress = Progress(
@@ -40,26 +79,22 @@ def bar(description: str, total: int, unit: str, *, show: bool = True) -> Iterat
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[words]}"),
         TimeRemainingColumn(),
         console=console,
         disable=not show,
         transient=True,
     )
-    task = progress.add_task(description, total=total, rate="")
+    task = progress.add_task(description, total=None, words="")
     started = time.monotonic()
-    done = 0
 
-    def advance(amount: int) -> None:
-        nonlocal done
-        done += amount
-        elapsed = time.monotonic() - started
-        if show and elapsed > PATIENCE and not progress.live.is_started:
+    def update(done: int, total: int, words: str) -> None:
+        if show and time.monotonic() - started > PATIENCE and not progress.live.is_started:
             progress.start()
-        progress.update(task, advance=amount, rate=f"{done / max(elapsed, 1e-9):,.1f} {unit}/s")
+        progress.update(task, completed=done, total=total, words=words)
 
     try:
-        yield advance
+        yield update
     finally:
         progress.stop()
 

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     from spared_fm.targets.spared.params import Params
 
-MEASURED = ("counts", "lognorm", "mask")
-"""Layers that every cohort has."""
-
 
 def choose_panel(
     sources: Mapping[str, Source],

@@ -61,6 +61,6 @@ def test_an_error_in_a_worker_reaches_the_caller(make_study: Callable[..., Study
     attributes = layout.attributes(layout.embedding(SLIDE, "stain-bank"))
     assert attributes is not None
     attributes["recipe"]["weights"] = "stain-bank/999"
-    layout.set_attributes(layout.embedding(SLIDE, "stain-bank"), attributes)
+    layout.update_attributes(layout.embedding(SLIDE, "stain-bank"), lambda _: attributes)
     with pytest.raises(InputError, match="the array has stain-bank/999"):
         study.encode("stain-bank", workers=1)

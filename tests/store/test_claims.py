@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from spared_fm.store import claims
-from spared_fm.store.claims import acquire, hold, turns
+from spared_fm.store.claims import acquire, hold
 from spared_fm.store.embeddings import EmbeddingArray
 from spared_fm.store.files import LocalFiles
 from spared_fm.store.layout import Layout
 from spared_fm.store.recipe import Recipe
+from tests.store.writer import turns
 
 FOLDER = "claims-here"
 

@@ -247,12 +247,12 @@ def test_another_image_or_other_spots_under_the_slide_are_noticed(make_store: Ma
     record = layout.attributes(layout.slide("s1"))
     assert record is not None
     for field in ("fingerprint", "spots_digest"):
-        layout.set_attributes(layout.slide("s1"), {**record, field: "other"})
+        layout.update_attributes(layout.slide("s1"), lambda _, field=field: {**record, field: "other"})
         with pytest.raises(InputError, match="another image or other spots"):
             array.check_current()
         with pytest.raises(InputError, match="another image or other spots"):
             plan(layout, recipe)
-    layout.set_attributes(layout.slide("s1"), record)
+    layout.update_attributes(layout.slide("s1"), lambda _: record)
     array.check_current()
 
 

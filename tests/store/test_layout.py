@@ -138,7 +138,7 @@ def noted(storage: str) -> Layout:
 def test_attributes_change_and_the_rest_of_the_node_stays(noted: Layout):
     assert noted.update_attributes(NODE, lambda record: {**record, "b": [2]}) == {"a": 1, "b": [2]}
     assert noted.attributes(NODE) == {"a": 1, "b": [2]}
-    noted.set_attributes(NODE, {"c": 3})
+    noted.update_attributes(NODE, lambda _: {"c": 3})
     assert noted.attributes(NODE) == {"c": 3}
     metadata = json.loads(noted.files.read(f"{NODE}/zarr.json"))
     assert metadata["attributes"] == {"encoding-type": "anndata", FORMAT: {"c": 3}, REVISION: 2}

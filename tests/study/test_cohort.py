@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 
 from spared_fm.errors import InputError
 from spared_fm.study.api import Study
-from spared_fm.study.cohort import target
+from spared_fm.study.cohort import cohort_data, target
 
 SPLIT = {"synthetic_p1_s1": "train", "synthetic_p1_s2": "train", "synthetic_p2_s3": "test"}
 
@@ -100,3 +102,25 @@ def test_unknown_names(study: Study):
         study.complete("c", source="x")
     with pytest.raises(InputError, match="moon"):
         study.complete("c", method="moon")
+
+
+def test_a_cohort_is_read_as_anndata_reads_it_or_with_the_layers_named(copy: Callable[[], Study]):
+    layout = copy().layout
+    found, whole = cohort_data(layout, "c"), ad.read_zarr(layout.files.path(layout.cohort("c")))
+    pd.testing.assert_frame_equal(found.obs, whole.obs)
+    pd.testing.assert_frame_equal(found.var, whole.var)
+    for part in ("layers", "obsm", "varm", "obsp", "varp"):
+        ours, theirs = getattr(found, part), getattr(whole, part)
+        assert ours.keys() == theirs.keys()
+        for name in theirs:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+            assert ours[name].dtype == theirs[name].dtype
+    assert found.X is whole.X is None
+    assert found.uns.keys() == whole.uns.keys()
+    shutil.rmtree(layout.files.path(f"{layout.cohort('c')}/layers/lognorm"))  # what isn't named isn't read
+    some = cohort_data(layout, "c", layers=["mask", "counts"])
+    assert set(some.layers) == {"mask", "counts"}
+    np.testing.assert_array_equal(some.layers["mask"], some.layers["counts"] > 0)
+    assert not cohort_data(layout, "c", layers=[]).layers
+    with pytest.raises(InputError, match="cohort 'c' has no layer 'none'"):
+        cohort_data(layout, "c", layers=["none"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
 
 from spared_fm.errors import InputError
-from spared_fm.targets.completion.data import Section, without
+from spared_fm.targets.completion.data import Section
 
 LAYERS = ("log1p", "lognorm")
 """log₂(1 + TPM), and ln(1 + counts per 10⁴)."""
@@ -100,43 +100,8 @@ def truth(raw: Counts, hidden: np.ndarray | None = None, layer: str = "log1p") -
     return values
 
 
-def hide_again(section: Section, hidden: np.ndarray, layer: str = "log1p") -> tuple[Section, np.ndarray]:
-    """Hide entries of a section of which the counts are not at hand, and normalise anew.
-
-    TPM (and counts per 10⁴) sum to a known total, so what the hidden entries had can be taken out of it: the same result as
-    :func:`section` with more hidden counts, up to rounding. For training on the fly, where nothing is scored.
-
-    Parameters
-    ----------
-    section
-        Values of ``layer`` as it is defined: not corrected for batches.
-    hidden
-        ``(n, g)`` bool, a subset of the visible entries.
-    layer
-        One of :data:`LAYERS`.
-
-    Returns
-    -------
-    Section
-        ``library`` still counts the hidden entries.
-    np.ndarray
-        ``(n, g)`` float32, the value of every visible or hidden entry under the new scale, else 0.
-    """
-    forward, back, total = (np.log1p, np.expm1, 1e4) if layer == "lognorm" else (_log2p, _exp2m, 1e6)
-    amount = back(section.values.astype(np.float64))
-    left = total - np.where(hidden, amount, 0.0).sum(axis=1)
-    factor = np.divide(total, left, out=np.ones_like(left), where=left > 1e-9 * total)[:, None]
-    values = forward(amount * factor).astype(np.float32)
-    unit = None if section.unit is None else forward(back(section.unit.astype(np.float64)) * factor).astype(np.float32)
-    return replace(without(replace(section, values=values), hidden), unit=unit), values
-
-
 def _log2p(x: np.ndarray) -> np.ndarray:
     return np.log2(1.0 + x)
-
-
-def _exp2m(x: np.ndarray) -> np.ndarray:
-    return np.exp2(x) - 1.0
 
 
 def visible_counts(raw: Counts, hidden: np.ndarray | None) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spared_fm.errors import InputError
-from spared_fm.targets.completion.hiding import hide_again, rng_of, section, truth
+from spared_fm.targets.completion.hiding import rng_of, section, truth
 from spared_fm.targets.normalize import lognorm
 from spared_fm.targets.spared.tpm import log1p
 from tests.targets.completion.slides import synthetic
@@ -50,16 +50,6 @@ def test_truth_and_values_share_one_unit(raw, hidden):
     assert (truth(raw, hidden)[hidden] > truth(raw)[hidden]).all()  # less is visible: each count weighs more
     ones = raw.counts == 1
     np.testing.assert_allclose(truth(raw, hidden)[ones], seen.unit[ones], rtol=1e-6)
-
-
-@pytest.mark.parametrize("layer", ["log1p", "lognorm"])
-def test_hiding_again_equals_hiding_in_the_counts(raw, hidden, layer):
-    found, values = hide_again(section(raw, None, layer), hidden, layer)
-    wanted = section(raw, hidden, layer)
-    np.testing.assert_allclose(found.values, wanted.values, rtol=1e-5)
-    np.testing.assert_allclose(found.unit, wanted.unit, rtol=1e-5)
-    np.testing.assert_array_equal(found.visible, wanted.visible)
-    np.testing.assert_allclose(values[hidden], truth(raw, hidden, layer)[hidden], rtol=1e-5)
 
 
 def test_a_spot_of_which_nothing_is_visible_has_no_truth(raw):

@@ -10,7 +10,7 @@ import torch
 from spared_fm.errors import InputError
 from spared_fm.targets.completion import rate_nets
 from spared_fm.targets.completion.data import Completer, Section, panel_of, without
-from spared_fm.targets.completion.hiding import hide_again, section
+from spared_fm.targets.completion.hiding import section, truth
 from spared_fm.targets.completion.rate_attention import RateAttention
 from spared_fm.targets.completion.rate_entries import attended, errors, hide_in, predict
 from spared_fm.targets.completion.rate_inputs import View, around, counted, cut, hidden_from, prior_of, unit_of
@@ -29,6 +29,7 @@ def sections(split, layer="log1p"):
     return [section(one, layer=layer) for one in study() if one.split == split]
 
 
+RAW = study()[-1]
 TRAIN, CHECK, TEST = (sections(split) for split in ("train", "val", "test"))
 PANEL = panel_of(TRAIN, GENES)
 
@@ -49,13 +50,13 @@ def hiding(one, share=0.4, seed=0):
 def test_is_a_completer_and_learns(fitted):
     assert isinstance(fitted, Completer)
     gone = hiding(TEST[0])
-    seen, truth = hide_again(TEST[0], gone)
+    seen, wanted = section(RAW, gone), truth(RAW, gone)
     longer = fit(members=1, steps=60, every=20).fit(TRAIN, CHECK, PANEL).complete(seen)
     mean = seen.values.sum(axis=0) / np.maximum(seen.visible.sum(axis=0), 1)
-    baseline = np.mean(np.square((mean - truth)[gone]))
-    assert np.mean(np.square((longer.values - truth)[gone])) < 0.8 * baseline
+    baseline = np.mean(np.square((mean - wanted)[gone]))
+    assert np.mean(np.square((longer.values - wanted)[gone])) < 0.8 * baseline
     assert np.all(longer.spread > 0)
-    inside = np.abs(longer.values - truth)[gone] < 1.645 * longer.spread[gone]
+    inside = np.abs(longer.values - wanted)[gone] < 1.645 * longer.spread[gone]
     assert 0.75 < inside.mean() < 0.99
 
 
@@ -189,10 +190,10 @@ def test_missing_genes_spots_and_slides(fitted):
     gone = np.zeros_like(TEST[0].visible)
     gone[:, 3] = True
     gone[7] = True
-    seen, truth = hide_again(TEST[0], gone)
+    seen, wanted = section(RAW, gone), truth(RAW, gone)
     done = fitted.complete(seen)
     assert np.isfinite(done.values).all()
-    usual = np.median(truth[:, 3][TEST[0].visible[:, 3]])
+    usual = np.median(wanted[:, 3][TEST[0].visible[:, 3]])
     assert abs(np.median(done.values[:, 3]) - usual) < 1.5  # a gene missing on the whole slide rests on training
     nothing = without(TEST[0], np.ones_like(TEST[0].visible))
     empty = dataclasses.replace(nothing, library=np.zeros_like(nothing.library), unit=np.zeros_like(nothing.unit))
