@@ -40,7 +40,7 @@ def benchmark(
         return
     for option, given in (("--store", store), ("--cohort", cohort), ("--encoder", encoder)):
         if not given:
-            raise typer.BadParameter("give it, or one of the commands run, show", param_hint=option)
+            raise typer.BadParameter("give it, or one of the commands run, show, report", param_hint=option)
     import spared_fm
 
     rows = spared_fm.open(str(store)).benchmark(
@@ -70,7 +70,7 @@ def run(
     import spared_fm
 
     rows = spared_fm.open(store).run_benchmark(toml, workers=workers, scheduler=scheduler, progress=True)
-    print_result(rows if as_json else [row for row in rows if row["over"] in (None, "pooled")], as_json)
+    print_result(rows if as_json else [row for row in rows if _whole(row)], as_json)
     if any(row["status"] == "failed" for row in rows):
         raise typer.Exit(1)
 
@@ -86,13 +86,35 @@ def show(
     import spared_fm
 
     study = spared_fm.open(store)
-    found = study.show_benchmark(name)
-    if not as_json:
-        found = found[found["over"].isna() | (found["over"] == "pooled")]
-    print_result(_plain(found), as_json)
+    rows = _plain(study.show_benchmark(name))
+    print_result(rows if as_json else [row for row in rows if _whole(row)], as_json)
     if parquet:
         typer.echo(study.benchmark_table(name), err=True)
 
 
+@app.command(epilog="Example: `spared-fm benchmark report NAME --store S --out report.html`")
+def report(
+    name: Annotated[str, typer.Argument(help="The benchmark's name.")],
+    store: Store,
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a declared benchmark's report: tables with intervals, answers, plots, published figures beside ours."""
+    import spared_fm
+
+    found = spared_fm.open(store).report_benchmark(name, out, progress=True)
+    if as_json:
+        print_result(found, as_json)
+        return
+    for answer in found["answers"]:
+        typer.echo(answer["said"])
+    typer.echo(found["report"], err=True)
+
+
 def _plain(table: Any) -> Any:
     return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def _whole(row: dict[str, Any]) -> bool:
+    """Whether a row is about all that was held out: of several folds their mean, not each."""
+    return row["over"] in (None, "fold_mean") or (row["over"] == "pooled" and row["fold"] is None)

@@ -82,15 +82,16 @@ def rm(
     encoder: Annotated[str | None, typer.Option("--encoder", "-e", help="Encoder name or array key.")] = None,
     cohort: Annotated[str | None, typer.Option("--cohort", "-c", help="Cohort name.")] = None,
     head: Annotated[str | None, typer.Option(help="Name of a fitted run of the cohort.")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="Name of a declared benchmark.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Also what something else depends on.")] = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove slides, embeddings, a cohort or a fitted head."""
+    """Remove slides, embeddings, a cohort, a fitted head or a benchmark."""
     import spared_fm
 
     rows = spared_fm.open(store).rm(
-        slides=slide, encoder=encoder, cohort=cohort, head=head, force=force, dry_run=dry_run
+        slides=slide, encoder=encoder, cohort=cohort, head=head, benchmark=benchmark, force=force, dry_run=dry_run
     )
     print_result(rows, as_json)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from spared_fm.store.embeddings import EmbeddingArray
 from spared_fm.store.nodes import read_elem
 from spared_fm.store.recipe import digest
 from spared_fm.study.cohort import cohort_record, target
-from spared_fm.study.cohort_split import units
+from spared_fm.study.cohort_split import spot_positions, units
 from spared_fm.study.encode import choose_slides, find_key
+from spared_fm.study.head_inputs import blocks_of, make_fitting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
     from spared_fm.benchmark.runner import Evaluation
     from spared_fm.heads.base import Head
     from spared_fm.store.layout import Layout
+    from spared_fm.study.head_inputs import Block
+
+
+BESIDE = "+"
+"""Between the names of encoders whose vectors stand side by side."""
 
 
 @dataclasses.dataclass
@@ -33,9 +40,9 @@ class Joined:
     Attributes
     ----------
     key
-        Array key.
+        Array key; several, one after the other, are joined by ``+``.
     features
-        Unit → (spots, dim) in the stored dtype; absent rows are NaN.
+        Unit → (spots, dim) in the stored dtype; rows of absent patches are NaN.
     rows
         Unit → row numbers of its spots in the cohort.
     split
@@ -45,7 +52,9 @@ class Joined:
     coords
         Unit → pixel (x, y) of its spots, (spots, 2).
     recipe_id
-        Recipe of the embeddings.
+        Recipe of the embeddings; several are joined by ``+``.
+    blocks
+        What columns each array has brought, in their order.
     """
 
     key: str
@@ -55,10 +64,56 @@ class Joined:
     patients: dict[str, str]
     coords: dict[str, np.ndarray]
     recipe_id: str
+    blocks: tuple[Block, ...]
+
+
+def find_keys(layout: Layout, slides: Sequence[str], encoder: str) -> list[str]:
+    """Find the array keys of ``encoder``: a name or a key, or several joined by ``+``.
+
+    Raises
+    ------
+    InputError
+        A slide has no such embeddings, several arrays fit, or an array is named twice.
+    """
+    keys = [find_key(layout, slides, one.strip()) for one in encoder.split(BESIDE)]
+    if len(set(keys)) < len(keys):
+        raise InputError(f"encoder {encoder!r} names the same embeddings twice ({', '.join(keys)}); name each once")
+    return keys
+
+
+def current_arrays(layout: Layout, slide: str, keys: Sequence[str]) -> list[EmbeddingArray]:
+    """Open a slide's arrays; raises :class:`InputError` where one is of another image or other spots."""
+    arrays = [EmbeddingArray(layout, slide, key) for key in keys]
+    for array in arrays:
+        array.check_current()
+    return arrays
+
+
+def side_by_side(arrays: Sequence[EmbeddingArray], rows: np.ndarray | None = None) -> np.ndarray:
+    """Read rows (all by default) of a slide's arrays as one matrix; a patch that one of them lacks is NaN throughout."""
+    if len(arrays) == 1:
+        return arrays[0].read(rows)
+    values = np.concatenate([array.read(rows) for array in arrays], axis=1)
+    values[np.isnan(values).any(axis=1)] = np.nan
+    return values
+
+
+def recipe_of(arrays: Sequence[EmbeddingArray]) -> str:
+    """Recipe id of a slide's arrays; several are joined by ``+``."""
+    return BESIDE.join(array.attributes["recipe_id"] for array in arrays)
 
 
 def join(layout: Layout, cohort: str, encoder: str) -> Joined:
     """Join the embeddings of ``encoder`` to a cohort's spots by (slide, barcode), never by position.
+
+    Parameters
+    ----------
+    layout
+        The store.
+    cohort
+        Cohort name.
+    encoder
+        A name or an array key; ``tokens/<name>`` for a token grid; several joined by ``+`` stand side by side.
 
     Raises
     ------
@@ -67,26 +122,19 @@ def join(layout: Layout, cohort: str, encoder: str) -> Joined:
     """
     record = cohort_record(layout, cohort)
     obs: pd.DataFrame = read_elem(layout, f"{layout.cohort(cohort)}/obs")
-    slides = list(record["split"])
-    key = find_key(layout, slides, encoder)
+    keys = find_keys(layout, list(record["split"]), encoder)
     spatial = np.asarray(read_elem(layout, f"{layout.cohort(cohort)}/obsm/spatial"), np.float64)
-    joined = Joined(key, {}, {}, {}, {}, {}, "")
+    joined = Joined(BESIDE.join(keys), {}, {}, {}, {}, {}, "", ())
     for unit, (slide, part, rows) in units(obs, record["split"]).items():
-        array = EmbeddingArray(layout, slide, key)
-        array.check_current()
-        barcodes = read_elem(layout, f"{layout.slide(slide)}/obs").index
-        positions = barcodes.get_indexer(obs["barcode"].to_numpy()[rows])
-        if (positions < 0).any():
-            lost = obs["barcode"].iloc[rows[np.argmax(positions < 0)]]
-            raise InputError(
-                f"cohort {cohort!r}: spot {slide}/{lost} is no longer in the store; build the cohort again"
-            )
-        joined.features[unit] = array.read(positions)
+        arrays = current_arrays(layout, slide, keys)
+        positions = spot_positions(layout, cohort, slide, obs["barcode"].to_numpy()[rows])
+        joined.features[unit] = side_by_side(arrays, positions)
         joined.rows[unit] = rows
         joined.split[unit] = part
         joined.patients[unit] = record["patients"].get(slide) or slide
         joined.coords[unit] = spatial[rows, :2]
-        joined.recipe_id = array.attributes["recipe_id"]
+        joined.recipe_id = recipe_of(arrays)
+        joined.blocks = tuple(blocks_of(arrays))
     return joined
 
 
@@ -110,7 +158,7 @@ def benchmark(
     cohort
         Cohort name.
     encoders, heads, targets
-        Encoder names or array keys, head names, layer names.
+        Encoder names or array keys (several joined by ``+`` stand side by side), head names, layer names.
     score
         ``all`` entries or ``measured`` ones.
     standardize
@@ -142,7 +190,7 @@ def benchmark(
         for layer in targets:
             for head in heads:
                 found = evaluate(
-                    make_head(head, standardize),
+                    make_head(head, standardize, joined.blocks),
                     encoder=encoder,
                     target=layer,
                     X=joined.features,
@@ -201,8 +249,8 @@ def fit(
     [(key, found)] = benchmark(
         layout, cohort, encoders=[encoder], heads=[head], targets=[target_layer], standardize=standardize
     )
-    run = check_name(name or f"{key}-{target_layer}-{head}".replace("@", "-"), "run")
-    recipe_id = EmbeddingArray(layout, next(iter(record["split"])), key).attributes["recipe_id"]
+    run = check_name(name or _plain_name(f"{key}-{target_layer}-{head}"), "run")
+    recipe_id = recipe_of(current_arrays(layout, next(iter(record["split"])), key.split(BESIDE)))
     card = {
         "cohort": cohort,
         "cohort_settings": record["settings_digest"],
@@ -265,19 +313,18 @@ def predict(
         raise InputError(f"{layout.root / node} is not a saved head; `spared-fm fit` makes one")
     with layout.files.local_folder(node) as folder:
         head, card = load(folder)
-    key = card["encoder"]
+    keys = card["encoder"].split(BESIDE)
     chosen = choose_slides(layout, slides)
     if slides is None:
-        chosen = [slide for slide in chosen if key in layout.embeddings(slide)]
+        chosen = [slide for slide in chosen if set(keys) <= set(layout.embeddings(slide))]
     predictions = {}
     for slide in chosen:
-        array = EmbeddingArray(layout, slide, key)
-        array.check_current()
-        if array.attributes["recipe_id"] != card["recipe_id"]:
+        arrays = current_arrays(layout, slide, keys)
+        if recipe_of(arrays) != card["recipe_id"]:
             raise InputError(
-                f"slide {slide}: {key!r} has another recipe than the head was fitted on; encode it the same way"
+                f"slide {slide}: {card['encoder']!r} has another recipe than the head was fitted on; encode it the same way"
             )
-        features = array.read()
+        features = side_by_side(arrays)
         present = np.isfinite(features).all(axis=1)
         values = np.full((len(features), len(card["genes"])), np.nan, dtype=np.float32)
         node = layout.slide(slide)
@@ -289,15 +336,36 @@ def predict(
         adata.var_names = card["genes"]
         adata.obsm["spatial"] = spatial
         adata.uns["spatial"] = read_elem(layout, f"{node}/uns/spatial")
-        adata.uns["prediction"] = {"cohort": cohort, "run": run, "encoder": key, "target": card["target"]}
+        adata.uns["prediction"] = {"cohort": cohort, "run": run, "encoder": card["encoder"], "target": card["target"]}
         predictions[slide] = adata
     return predictions
 
 
-def make_head(name: str, standardize: str) -> Head:
-    """Make an unfitted head; ``standardize`` reaches the heads that take it."""
+def _plain_name(text: str) -> str:
+    """Make a run's name of array keys and names, whose own characters are more than a run's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+
+
+def make_head(name: str, standardize: str, blocks: Sequence[Block] = ()) -> Head:
+    """Make an unfitted head; ``standardize`` reaches the heads that take it, and the form of the features does.
+
+    Parameters
+    ----------
+    name
+        Head.
+    standardize
+        ``slide``, ``train`` or ``none``.
+    blocks
+        What the features are made of (:attr:`Joined.blocks`), where they are known.
+
+    Raises
+    ------
+    InputError
+        An unknown head, another word, or features that the head can't take.
+    """
     from spared_fm.heads.registry import make
 
     if standardize not in ("slide", "train", "none"):
         raise InputError(f"--standardize {standardize!r} is not slide, train or none")
-    return make(name, **({"standardize": standardize} if "standardize" in make(name).get_params() else {}))
+    given = {"standardize": standardize} if "standardize" in make(name).get_params() else {}
+    return make_fitting(name, given, blocks) if blocks else make(name, **given)

@@ -9,6 +9,8 @@ from spared_fm.errors import InputError
 from spared_fm.store.claims import CLAIMS, is_over, read_claim
 from spared_fm.store.files import COMMIT, STAGING
 from spared_fm.store.layout import DATA
+from spared_fm.study.matrix_kept import DECLARED, PREDICTIONS, RECEIPT
+from spared_fm.study.matrix_kept import FOLDER as BENCHMARKS
 from spared_fm.study.usage import entries
 
 if TYPE_CHECKING:
@@ -30,11 +32,16 @@ WHOLE = tuple(
         (rf"{DATA}/cohorts/{_NAME}", COMMIT),
         (rf"{DATA}/cohorts/{_NAME}/layers/{_NAME}", COMMIT),
         (rf"heads/{_NAME}/{_NAME}", CARD),
+        # Beside a completer, <name>.training: where a training that was killed goes on.
+        (rf"completers/{_NAME}/{_NAME}", CARD),
+        (rf"{BENCHMARKS}/{_NAME}", DECLARED),
     )
 )
 """Folders that are data as a whole or not at all, outermost first, with the file that is written last and removed first."""
+TOPS = (DATA, "heads", "completers", BENCHMARKS, "indexes", CLAIMS)
 # Slides and columns may be called "claims" too.
 CLAIM = re.compile(rf"(?:(.+)/)?{CLAIMS}/[^/]+(?:\.\d+\.json|\.intent|\.withdrawn)")
+PREDICTED = re.compile(rf"({BENCHMARKS}/{_NAME}/{_NAME}){re.escape(PREDICTIONS)}")
 INDEX = re.compile(rf"(indexes/{_NAME})/(?:(\d+)/)?")
 
 
@@ -43,10 +50,11 @@ def gc(
 ) -> list[dict[str, Any]]:
     """Delete leftovers: staged, partial and torn files, claims nobody holds, old run records; orphan chunks on request.
 
-    Torn is a folder without the file that makes it data, as a killed upload or removal leaves it on an object store: a slide,
-    cohort, embedding or layer without ``zarr.json``, a head or an index without ``card.json``. An index may lie in
-    ``indexes/<key>/`` itself or in numbered generations ``indexes/<key>/<n>/``: then the highest whole one is in force, and
-    lower ones are old.
+    Torn is what lacks the file that makes it data, as a killed upload or removal leaves it on an object store: a slide, cohort,
+    embedding or layer without ``zarr.json``, a head, a completer (or a training of one that nobody took up again) or an index
+    without ``card.json``, a benchmark without ``matrix.json``; and predictions of a benchmark's cell without its receipt. An
+    index may lie in ``indexes/<key>/`` itself or in numbered generations ``indexes/<key>/<n>/``: then the highest whole one is
+    in force, and lower ones are old.
 
     Parameters
     ----------
@@ -116,7 +124,7 @@ def _folder_age(layout: Layout, key: str) -> float:
 
 def _scattered(layout: Layout, still: float, *, orphans: bool) -> Iterator[tuple[str, str, int]]:
     """Yield leftovers among the data: torn folders, old indexes, partial files, claims, orphan chunks."""
-    held = {entry.key: entry for top in (DATA, "heads", "indexes", CLAIMS) for entry in entries(layout, top)}
+    held = {entry.key: entry for top in TOPS for entry in entries(layout, top)}
     claims = {key: read_claim(layout.files, key) for key in held if _claimed(key) is not None and key.endswith(".json")}
     live = {f"{_claimed(key)}/" for key, claim in claims.items() if not is_over(claim)}
     indexes = _indexes(held, still)
@@ -143,12 +151,13 @@ def _scattered(layout: Layout, still: float, *, orphans: bool) -> Iterator[tuple
 
 
 def _torn(key: str, keys: Container[str]) -> tuple[str, str] | None:
-    """Give the outermost folder around ``key`` that lacks the file which makes it data."""
+    """Give the outermost folder around ``key``, or the file itself, that lacks the file which makes it data."""
     for pattern, commit in WHOLE:
         match = pattern.match(key)
         if match and f"{match[1]}/{commit}" not in keys:
             return "torn", match[1]
-    return None
+    cell = PREDICTED.fullmatch(key)
+    return ("torn", key) if cell and f"{cell[1]}{RECEIPT}" not in keys else None
 
 
 def _index(key: str) -> str:

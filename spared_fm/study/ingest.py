@@ -162,6 +162,9 @@ def _prepare(
             "width": level.width,
             "height": level.height,
         }
+    if "spot_pitch_um" in data.metadata and record["mpp"]:
+        # A grid has no spots with a size of their own, and scanpy draws nothing without one.
+        scalefactors.setdefault("spot_diameter_fullres", float(data.metadata["spot_pitch_um"]) / record["mpp"])
     metadata = {
         key: value
         for key, value in {

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spared_fm.errors import InputError
-from spared_fm.study.matrix_cells import FORMAT, SCORES, Cell, cells, compute, keep, read_matrix, reason
+from spared_fm.study.matrix_cells import SCORES, Cell, cells, read_matrix
+from spared_fm.study.matrix_compute import compute, reason, receipt
+from spared_fm.study.matrix_kept import COUNTED, DIGEST, FAILED, NUMBERS, PREDICTIONS, declare, declared, folder, keep
+from spared_fm.study.matrix_kept import receipt as kept_receipt
 from spared_fm.study.progress import bar
 
 if TYPE_CHECKING:
@@ -21,12 +23,8 @@ if TYPE_CHECKING:
 
     from spared_fm.store.layout import Layout
 
-FOLDER = "benchmarks"
-DECLARED = "matrix.json"
 TABLE = "table.parquet"
-NUMBERS = ("pcc_gene", "pcc_patch", "mse", "mae", "r2_gene", "r2_patch")
-COUNTS = ("n_slides", "n_spots", "n_entries", "n_genes_scored", "n_spots_scored")
-SCORED = ("label", "score", "split", "over", "slide", *NUMBERS, *COUNTS)
+SCORED = ("label", "score", "scored_on", "split", "over", "fold", "slide", *NUMBERS, *COUNTED)
 """Columns that a cell without a result leaves empty."""
 
 
@@ -36,8 +34,10 @@ def run(
     """Compute the cells of a benchmark that are not kept yet; cells that failed are tried again.
 
     Every name is looked up before anything is computed. A cell is kept as soon as it is done, under
-    ``benchmarks/<name>/<cell id>.json``, so that a run that was killed goes on where it was. A cell that fails is kept with
-    its reason, and the others go on. Cells that the declaration no longer names stay there, and count again when it does.
+    ``benchmarks/<name>/``: what it predicts of the spots held out as ``<cell id>.safetensors``, then its receipt
+    ``<cell id>.json``, so that a run that was killed goes on where it was. A cell that fails is kept with its reason, and the
+    others go on; one whose head can't take the encoder, or isn't for the protocol, is skipped, with the reason. Cells that the
+    declaration no longer names stay there, and count again when it does.
 
     Parameters
     ----------
@@ -45,8 +45,8 @@ def run(
         The store.
     toml
         The declaration: ``name``; lists ``cohorts``, ``encoders``, ``targets``, and ``heads`` (each a name, or a table with
-        ``name`` and ``params``); ``protocol`` (``strict`` or ``spared``); and if wanted ``score`` (``all``, ``measured``,
-        ``both``) and ``seeds``. See :class:`spared_fm.study.matrix_cells.Matrix`.
+        ``name`` and ``params``); ``protocol`` (``strict``, ``spared``, ``hest_exact`` or ``hest_corrected``); and if wanted
+        ``score`` (``all``, ``measured``, ``both``) and ``seeds``. See :class:`spared_fm.study.matrix_cells.Matrix`.
     workers
         0: one cell after the other in this process. N: a ``LocalCluster`` of N processes, a cell at a time in each, which
         share the cores. Sums over another number of threads may differ in the last bits.
@@ -63,30 +63,28 @@ def run(
     Raises
     ------
     InputError
-        A declaration that is not one, an unknown name, a cohort of another mode, or no scheduler answers.
+        A declaration that is not one, an unknown name, a cohort of another mode, a target that the protocol doesn't take, or
+        no scheduler answers.
     """
     if workers < 0:
         raise InputError("--workers must be 0 (in this process) or more")
     matrix = read_matrix(Path(toml))
     wanted = cells(layout, matrix)
-    declared = {
-        "format": FORMAT,
-        "protocol": matrix.protocol,
-        "score": matrix.score,
-        "cells": [dataclasses.asdict(cell) for cell in wanted],
-    }
-    layout.files.replace(f"{FOLDER}/{matrix.name}/{DECLARED}", json.dumps(declared, indent=1).encode())
-    todo = {
-        cell.id: cell for cell in wanted if (_kept(layout, matrix.name, cell) or {"error": ""})["error"] is not None
-    }
+    declare(layout, matrix.name, {"score": matrix.score, "cells": [dataclasses.asdict(cell) for cell in wanted]})
+    todo = _unfinished(layout, matrix.name, wanted)
     with bar(f"benchmark {matrix.name}", len(todo), "cells", show=progress) as advance, contextlib.ExitStack() as stack:
         if todo and (workers or scheduler):
-            client = stack.enter_context(_client(workers, scheduler))
-            for _ in _on_a_cluster(client, layout, matrix.name, list(todo.values())):
+            from spared_fm.extract import cluster
+            from spared_fm.extract.task import cores
+
+            # local processes share the cores
+            threads = max(1, cores() // max(1, workers))
+            client = stack.enter_context(cluster.client(workers, scheduler, threads_per_worker=1, blas_threads=threads))
+            for _ in _on_a_cluster(client, layout, matrix.name, todo):
                 advance(1)
         else:
-            for cell in todo.values():
-                compute(str(layout.root), cell, _key(matrix.name, cell))
+            for cell in todo:
+                compute(str(layout.root), matrix.name, cell)
                 advance(1)
     return _rows(layout, matrix.name)
 
@@ -104,10 +102,13 @@ def show(layout: Layout, name: str) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        For each cell, by split and score: a row pooled over spots, one of the mean of the slides, one per slide (``over`` says
-        which). Columns cell, cohort, protocol, encoder, head, params (JSON text of those given), target, seed, status
-        (``done``, ``failed``, ``waiting``), error, seconds, label (why a head is no fair one, or its size), then ``SCORED``.
-        A cell that is not done has one row without scores.
+        For each cell, by fold, split, layer it is scored on and score: a row pooled over spots, one of the mean of the slides,
+        one per slide (``over`` says which: ``pooled``, ``slide_mean``, ``slide``); where there are several folds also the mean of
+        their pooled rows (``fold_mean``). Columns cell, cohort, protocol, encoder, head, params (JSON text of those given),
+        target, seed, status (``done``, ``failed``, ``skipped``, ``waiting``), error (why a cell failed or was skipped), seconds,
+        then ``SCORED``: label (why a head or a fold is no fair one, or the head's size), score (``all`` or ``measured``
+        entries), scored_on (the layer: the target, and for a completed one also what it was before), fold (empty where there is
+        one only) … A cell that is not done has one row without scores.
 
     Raises
     ------
@@ -120,7 +121,7 @@ def show(layout: Layout, name: str) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(rows[0]))
     # Said outright: an empty column has no type of its own, in pandas or in parquet.
     types = dict.fromkeys(table, "string") | dict.fromkeys((*NUMBERS, "seconds"), "float64")
-    return table.astype(types | dict.fromkeys((*COUNTS, "seed"), "Int64"))
+    return table.astype(types | dict.fromkeys((*COUNTED, "seed"), "Int64"))
 
 
 def table(layout: Layout, name: str) -> str:
@@ -147,53 +148,44 @@ def table(layout: Layout, name: str) -> str:
         found.to_parquet(data, engine="pyarrow", index=False)
     except ImportError as error:
         raise InputError("writing parquet needs pyarrow; `pip install 'spared-fm[parquet]'`") from error
-    key = f"{FOLDER}/{name}/{TABLE}"
+    key = f"{folder(name)}/{TABLE}"
     layout.files.replace(key, data.getvalue())
     return str(layout.root / key)
 
 
-def _key(name: str, cell: Cell) -> str:
-    return f"{FOLDER}/{name}/{cell.id}.json"
+def _unfinished(layout: Layout, name: str, wanted: Sequence[Cell]) -> list[Cell]:
+    """Choose the cells that have no result yet, and those that failed or whose predictions are gone."""
+    there = set(layout.files.list(folder(name)))
 
+    def finished(cell: Cell) -> bool:
+        kept = kept_receipt(layout, name, cell.id)
+        return (
+            kept is not None and kept["status"] != FAILED and (DIGEST not in kept or f"{cell.id}{PREDICTIONS}" in there)
+        )
 
-def _kept(layout: Layout, name: str, cell: Cell) -> dict[str, Any] | None:
-    """Read a cell's result; None where there is none."""
-    key = _key(name, cell)
-    try:
-        return json.loads(layout.files.read(key))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise InputError(f"{layout.root / key} is damaged ({error}); remove it, and run the benchmark again") from error
+    return [cell for cell in wanted if not finished(cell)]
 
 
 def _rows(layout: Layout, name: str) -> list[dict[str, Any]]:
     """Rows of :func:`show`, as JSON has them."""
-    try:
-        declared = json.loads(layout.files.read(f"{FOLDER}/{name}/{DECLARED}"))
-    except FileNotFoundError:
-        known = ", ".join(layout.files.list(FOLDER)) or "none"
-        raise InputError(f"{layout.root}: no benchmark {name!r} (benchmarks: {known}); run one first") from None
+    found = declared(layout, name)
     rows = []
-    for fields in declared["cells"]:
+    for fields in found["cells"]:
         cell = Cell(**fields)
-        kept = _kept(layout, name, cell)
-        error = kept["error"] if kept else None
+        kept = kept_receipt(layout, name, cell.id) or {"status": "waiting", "error": None, "seconds": None, "rows": []}
         same = {
             "cell": cell.id,
             "cohort": cell.cohort,
-            "protocol": declared["protocol"],
+            "protocol": cell.protocol,
             "encoder": cell.encoder,
             "head": cell.head,
             "params": cell.params,
             "target": cell.target,
             "seed": cell.seed,
-            "status": "waiting" if kept is None else "failed" if error is not None else "done",
-            "error": error,
-            "seconds": kept["seconds"] if kept else None,
+            **{column: kept[column] for column in ("status", "error", "seconds")},
         }
-        found = [row for row in kept["rows"] if row["score"] in SCORES[declared["score"]]] if kept else []
-        rows += [{**same, **{column: row.get(column) for column in SCORED}} for row in found or [{}]]
+        scored = [row for row in kept["rows"] if row["score"] in SCORES[found["score"]]]
+        rows += [{**same, **{column: row.get(column) for column in SCORED}} for row in scored or [{}]]
     return rows
 
 
@@ -205,16 +197,15 @@ def _on_a_cluster(client: distributed.Client, layout: Layout, name: str, todo: S
 
     # pure=False: the kept file decides what is done, not dask's memory of a key.
     futures = {
-        client.submit(compute, str(layout.root), cell, _key(name, cell), pure=False, key=f"{cell.id}-cell"): cell
-        for cell in todo
+        client.submit(compute, str(layout.root), name, cell, pure=False, key=f"{cell.id}-cell"): cell for cell in todo
     }
     try:
         for future in as_completed(futures):
             error = future.exception()
             if error is not None:
                 died = "the workers that computed it died (out of memory?)" if isinstance(error, KilledWorker) else None
-                result: dict[str, Any] = {"error": died or reason(error), "rows": [], "seconds": None}
-                keep(layout, futures[future], _key(name, futures[future]), result)
+                cell = futures[future]
+                keep(layout, name, cell.id, receipt(cell, FAILED, died or reason(error), None))
             future.release()
             yield
     except (FutureCancelledError, CommClosedError) as error:
@@ -222,37 +213,3 @@ def _on_a_cluster(client: distributed.Client, layout: Layout, name: str, todo: S
     except BaseException:
         client.cancel(list(futures), force=True)
         raise
-
-
-@contextlib.contextmanager
-def _client(workers: int, scheduler: str | None) -> Iterator[distributed.Client]:
-    import dask
-    from distributed import Client, LocalCluster
-
-    from spared_fm.extract.task import cores
-
-    if scheduler:
-        try:
-            client = Client(scheduler, timeout="10s")
-        except (OSError, ValueError) as error:
-            raise InputError(f"no dask scheduler answers at {scheduler}; start one with `dask scheduler`") from error
-        with client:
-            yield client
-        return
-    threads = str(max(1, cores() // workers))
-    environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
-    with (
-        dask.config.set({"distributed.nanny.pre-spawn-environ": environment}),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            worker_dashboard_address="127.0.0.1:0",
-            memory_limit=None,
-            silence_logs=50,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client

@@ -1,39 +1,31 @@
-"""Cells of a benchmark that a TOML file declares: which there are, what each depends on, and how one is computed."""
+"""Cells of a benchmark that a TOML file declares: which there are, and what each depends on."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import threading
-import time
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 import spared_fm
 from spared_fm.errors import InputError
-from spared_fm.store.embeddings import EmbeddingArray
-from spared_fm.store.layout import Layout, check_name
+from spared_fm.store.layout import check_name
 from spared_fm.store.recipe import canonical_json, digest
-from spared_fm.study.cohort import cohort_record, target
-from spared_fm.study.encode import find_key
-from spared_fm.study.evaluate import join
+from spared_fm.study.cohort import cohort_record, require_layer
+from spared_fm.study.evaluate import BESIDE, current_arrays, find_keys
+from spared_fm.study.head_inputs import text_digest
+from spared_fm.study.matrix_kept import FORMAT
+from spared_fm.study.protocols import HEST, PROTOCOLS, check_target
 from spared_fm.tables import check_fields, is_list, is_one_of, is_said, is_whole, read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from spared_fm.store.layout import Layout
     from spared_fm.tables import Check
 
-FORMAT = 1
-"""Of a kept cell. Raise it when the way a cell is computed changes: cells kept before are then computed again."""
-PROTOCOLS = ("strict", "spared")
 SCORES = {"all": ("all",), "measured": ("measured",), "both": ("all", "measured")}
-LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "pytorch-lightning", "lightgbm")
-"""Their versions are kept with a cell, but a newer one doesn't make it another cell."""
+TEXT_PARAM = "gene_features"
+"""Parameter of heads that read descriptions of the genes."""
 
 _NAMES: Check = ("a list of names", is_list(is_said, empty=False))
 _FIELDS: dict[str, Check] = {
@@ -53,8 +45,6 @@ _HEAD: dict[str, Check] = {
     "name": ("a head's name", is_said),
     "params": ("a table of the head's parameters", lambda params: isinstance(params, dict)),
 }
-# A network's random numbers come from generators of the whole process.
-_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +55,15 @@ class Matrix:
     ----------
     name
         Names the folder of results, ``benchmarks/<name>/``.
-    cohorts, encoders, targets
-        Cohorts, encoder names or array keys, layer names.
+    cohorts, targets
+        Cohorts, layer names (``hest`` for HEST's protocols).
+    encoders
+        Encoder names or array keys; ``tokens/<name>`` for a token grid; several joined by ``+`` stand side by side.
     heads
         Name and parameters of each head; parameters that are not given are the head's own.
     protocol
-        ``strict`` or ``spared``: the mode that every cohort was built in.
+        ``strict`` or ``spared``: the mode that every cohort was built in; or ``hest_exact`` or ``hest_corrected``. See
+        :func:`spared_fm.study.protocols.folds`.
     score
         Rows to show: of ``all`` entries, of ``measured`` ones, or ``both``. It is no part of a cell: both are kept.
     seeds
@@ -89,12 +82,12 @@ class Matrix:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One fit: cohort × encoder × head × target × seed.
+    """One head, fitted once per fold: cohort × encoder × head × target × protocol × seed.
 
     Attributes
     ----------
-    cohort, encoder, head, target
-        Names; the encoder by its array key.
+    cohort, encoder, head, target, protocol
+        Names; the encoder by its array key, or keys joined by ``+``.
     params
         The head's parameters that were given, as JSON text.
     seed
@@ -108,6 +101,7 @@ class Cell:
     head: str
     params: str
     target: str
+    protocol: str
     seed: int | None
     id: str
 
@@ -135,9 +129,9 @@ def read_matrix(path: Path) -> Matrix:
 def cells(layout: Layout, matrix: Matrix) -> list[Cell]:
     """Look up every name of a declaration, and give its cells.
 
-    A cell's id covers the cohort's settings (slides, split, panel, mode, parameters), how its layer was made, the ids of the
-    embeddings (recipe, image, spots), the head with all its parameters, defaults too, this package's version and
-    ``FORMAT``.
+    A cell's id covers the protocol, the cohort's name and settings (slides, split, panel, mode, parameters), how its layer was
+    made, the ids of the embeddings (recipe, image, spots), the head with all its parameters, defaults too, gene descriptions
+    where the head reads them, this package's version and ``FORMAT``.
 
     Parameters
     ----------
@@ -154,87 +148,66 @@ def cells(layout: Layout, matrix: Matrix) -> list[Cell]:
     Raises
     ------
     InputError
-        An unknown cohort, layer, encoder, head or parameter, stale embeddings, or a cohort of another mode.
+        An unknown cohort, layer, encoder, head or parameter, stale embeddings, a cohort of another mode, or a target that the
+        protocol doesn't take.
     """
+    for layer in matrix.targets:
+        check_target(matrix.protocol, layer)
     seeded = [(name, params, *_with_seeds(name, params, matrix.seeds)) for name, params in matrix.heads]
     found: dict[Cell, None] = {}
     for cohort in matrix.cohorts:
         record = cohort_record(layout, cohort)
-        if record["mode"] != matrix.protocol:
-            raise InputError(
-                f"cohort {cohort!r} was built in mode {record['mode']}, not {matrix.protocol}: name another cohort, or change "
-                "protocol"
-            )
-        needed = [*matrix.targets, *(["mask"] if "measured" in SCORES[matrix.score] else [])]
-        if lost := [layer for layer in needed if layer not in record["layers"]]:
-            raise InputError(
-                f"cohort {cohort!r} has no layer {lost[0]!r} (layers: {', '.join(sorted(record['layers']))})"
-            )
+        made = _targets(record, cohort, matrix)
+        text = text_digest(layout, cohort) if any(TEXT_PARAM in whole for _, _, whole, _ in seeded) else None
         for encoder in matrix.encoders:
-            key = find_key(layout, list(record["split"]), encoder)
-            embeddings = {}
-            for slide in record["split"]:
-                array = EmbeddingArray(layout, slide, key)
-                array.check_current()
-                embeddings[slide] = array.attributes["embedding_id"]
+            keys = find_keys(layout, list(record["split"]), encoder)
+            arrays = {slide: current_arrays(layout, slide, keys) for slide in record["split"]}
+            embeddings = {slide: [one.attributes["embedding_id"] for one in own] for slide, own in arrays.items()}
             for layer in matrix.targets:
-                made = {k: v for k, v in record["layers"][layer].items() if k not in ("scores", "spread")}
                 inputs = {
                     "format": FORMAT,
                     "spared-fm": spared_fm.__version__,
-                    "cohort": record["settings_digest"],
-                    "target": {"layer": layer, **made},
+                    "protocol": matrix.protocol,
+                    "cohort": [cohort, record["settings_digest"]],
+                    "target": {"layer": layer, **made[layer]},
                     "embeddings": embeddings,
                 }
                 for name, given, params, seeds in seeded:
+                    read = {"text": text} if TEXT_PARAM in params else {}
                     for seed in seeds:
                         whole = params if seed is None else params | {"seed": seed}
-                        identity = digest(inputs | {"head": name, "params": whole})[:16]
-                        found[Cell(cohort, key, name, canonical_json(given), layer, seed, identity)] = None
+                        identity = digest(inputs | {"head": name, "params": whole} | read)[:16]
+                        cell = Cell(
+                            cohort,
+                            BESIDE.join(keys),
+                            name,
+                            canonical_json(given),
+                            layer,
+                            matrix.protocol,
+                            seed,
+                            identity,
+                        )
+                        found[cell] = None
     return list(found)
 
 
-def compute(root: str, cell: Cell, key: str) -> str | None:
-    """Compute one cell and keep its result; what goes wrong is kept as its reason.
-
-    Parameters
-    ----------
-    root
-        The store.
-    cell
-        What to compute.
-    key
-        Where in the store to keep it.
-
-    Returns
-    -------
-    str or None
-        The reason where there is no result.
-    """
-    layout = Layout.open(root)
-    started = time.perf_counter()
-    kept: dict[str, Any] = {"error": None, "rows": []}
-    try:
-        with _ONE_AT_A_TIME:
-            kept |= _scored(layout, cell)
-    except Exception as error:  # whatever it is, it is this cell's: the others go on
-        kept["error"] = reason(error)
-    kept["seconds"] = round(time.perf_counter() - started, 3)
-    keep(layout, cell, key, kept)
-    return kept["error"]
-
-
-def keep(layout: Layout, cell: Cell, key: str, result: Mapping[str, Any]) -> None:
-    """Write a cell's result, whole or not at all."""
-    versions = {name: version(name) for name in LIBRARIES}
-    record = {"format": FORMAT, "cell": dataclasses.asdict(cell), "versions": versions, **result}
-    layout.files.replace(key, json.dumps(record, indent=1, allow_nan=False).encode())
-
-
-def reason(error: BaseException) -> str:
-    """Say in one line what went wrong; what is no :class:`InputError` is named by its kind."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
+def _targets(record: Mapping[str, Any], cohort: str, matrix: Matrix) -> dict[str, dict[str, Any]]:
+    """Say how each target was made, after checking that the cohort has it."""
+    if matrix.protocol in HEST:
+        if matrix.score == "measured":
+            raise InputError(f"protocol {matrix.protocol} scores all entries: leave score out, or make it all")
+        return {layer: {} for layer in matrix.targets}
+    if record["mode"] != matrix.protocol:
+        raise InputError(
+            f"cohort {cohort!r} was built in mode {record['mode']}, not {matrix.protocol}: name another cohort, or change "
+            "protocol"
+        )
+    for layer in (*matrix.targets, *(["mask"] if "measured" in SCORES[matrix.score] else [])):
+        require_layer(record, cohort, layer)
+    return {
+        layer: {k: v for k, v in record["layers"][layer].items() if k not in ("scores", "spread")}
+        for layer in matrix.targets
+    }
 
 
 def _with_seeds(
@@ -249,46 +222,3 @@ def _with_seeds(
     except (TypeError, ValueError) as error:
         raise InputError(f"head {name!r}: a parameter is no plain finite value ({error})") from error
     return whole, seeds if "seed" in whole else (None,)
-
-
-def _scored(layout: Layout, cell: Cell) -> dict[str, Any]:
-    """Fit a cell's head on the training spots and score the others."""
-    from spared_fm.benchmark.metrics import score_slides
-    from spared_fm.benchmark.runner import evaluate
-    from spared_fm.heads.registry import make
-
-    joined = join(layout, cell.cohort, cell.encoder)
-    layers = {"truth": target(layout, cell.cohort, cell.target)}
-    if "mask" in cohort_record(layout, cell.cohort)["layers"]:
-        layers["mask"] = target(layout, cell.cohort, "mask").astype(bool)
-    parts = {what: {unit: values[rows] for unit, rows in joined.rows.items()} for what, values in layers.items()}
-    seed = {} if cell.seed is None else {"seed": cell.seed}
-    found = evaluate(
-        make(cell.head, **json.loads(cell.params), **seed),
-        encoder=cell.encoder,
-        target=cell.target,
-        X=joined.features,
-        Y=parts["truth"],
-        mask=parts.get("mask"),
-        split=joined.split,
-        patients=joined.patients,
-        coords=joined.coords,
-    )
-    present = {unit: np.isfinite(values).all(axis=1) for unit, values in found.predictions.items()}
-    rows = []
-    for split in ("val", "test"):
-        units = [unit for unit, seen in present.items() if joined.split[unit] == split and seen.any()]
-        arrays = {what: {unit: of[unit][present[unit]] for unit in units} for what, of in parts.items()}
-        predicted = {unit: found.predictions[unit][present[unit]] for unit in units}
-        for which in ("all", "measured") if units and "mask" in parts else ("all",) if units else ():
-            for row in score_slides(arrays["truth"], predicted, mask=arrays.get("mask"), which=which):
-                slide = row["slide"] and row["slide"].split("/")[0]  # a unit: its part stands beside it
-                rows.append(
-                    {"label": found.head.label, "score": which, "split": split} | _plain(row) | {"slide": slide}
-                )
-    return {"rows": rows, "absent": found.absent}
-
-
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a row as JSON has it: None for a score there is none of."""
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}

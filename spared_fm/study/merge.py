@@ -1,4 +1,4 @@
-"""Merge: bring another store's slides, embeddings, cohorts, heads and completers into this one."""
+"""Merge: bring another store's slides, embeddings, cohorts, heads, completers and benchmarks into this one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from spared_fm.errors import InputError
 from spared_fm.store.commit import chunk_key, commit, receipt_key
 from spared_fm.store.embeddings import EmbeddingArray, slide_record
 from spared_fm.store.verify import check_chunk
+from spared_fm.study import matrix_kept
 from spared_fm.study.progress import bar
 from spared_fm.study.usage import entries
 
@@ -43,8 +44,10 @@ def merge(layout: Layout, other: Layout, *, progress: bool = False) -> list[dict
     Returns
     -------
     list of dict
-        One row per slide, embedding, cohort, head and completer of ``other``: kind, name, status (``added``, ``extended``,
-        ``unchanged``), chunks (copied), damaged (chunks of ``other`` that do not match their receipt, left out).
+        One row per slide, embedding, cohort, head, completer and benchmark of ``other``: kind, name, status (``added``,
+        ``extended``, ``unchanged``), chunks (copied; a benchmark's are its cells), damaged (chunks of ``other`` that do not
+        match their receipt, left out). A benchmark that is in both stores keeps the declaration it has in this one; cells that
+        it doesn't name count when it is run with one that does.
 
     Raises
     ------
@@ -76,7 +79,7 @@ def merge(layout: Layout, other: Layout, *, progress: bool = False) -> list[dict
                 if other.files.exists(f"{top}/{cohort}/{name}/{CARD}"):  # none: half written
                     added = _copy(layout, other, f"{top}/{cohort}/{name}", lambda name: True, last=CARD)
                     rows.append(_row(kind, f"{cohort}/{name}", "added" if added else "unchanged"))
-    return rows
+    return rows + [_benchmark(layout, other, name) for name in matrix_kept.names(other)]
 
 
 def _conflicts(layout: Layout, other: Layout) -> Iterator[str]:
@@ -195,6 +198,18 @@ def _cohort(layout: Layout, other: Layout, cohort: str) -> dict[str, Any]:
         layout.update_attributes(node, functools.partial(_with_layer, layer, card))
         status = "extended"
     return _row("cohort", cohort, status)
+
+
+def _benchmark(layout: Layout, other: Layout, name: str) -> dict[str, Any]:
+    copied, damaged = 0, 0
+    for cell, _ in matrix_kept.cells(other, name):
+        try:
+            copied += matrix_kept.copy(layout, other, name, cell)
+        except InputError:
+            damaged += 1
+    key = f"{matrix_kept.folder(name)}/{matrix_kept.DECLARED}"
+    added = layout.files.put_if_absent(key, other.files.read(key))
+    return _row("benchmark", name, "added" if added else "extended" if copied else "unchanged", copied, damaged)
 
 
 def _with_layer(layer: str, card: Any, record: dict[str, Any]) -> dict[str, Any]:

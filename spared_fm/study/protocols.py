@@ -33,8 +33,12 @@ HEST = ("hest_exact", "hest_corrected")
 HEST_TARGET = "hest"
 """Target of HEST's protocols, ln(1 + raw counts) of genes picked by the protocol: no layer of the cohort."""
 LEAK = "leak: genes picked over all slides, also those held out (as published)"
-UNCOMPLETED = {"d_log1p": "log1p", "c_d_log1p": "c_log1p"}
-"""Layers that are completed when a cohort is built, and the layer before."""
+UNCOMPLETED = {
+    "d_log1p": "log1p",
+    "c_d_log1p": "noisy_c_d_log1p",
+    "c_d_deltas": "noisy_c_d_deltas",
+}
+"""Layers that are completed when a cohort is built, and their raw twin: SpaRED's own, alike in every measured entry."""
 
 
 @dataclasses.dataclass
@@ -178,6 +182,8 @@ def uncompleted(layers: Mapping[str, Mapping[str, Any]], layer: str) -> str | No
     layer
         Layer name.
     """
+    if "of" in layers.get(layer, {}):
+        return None  # the uncertainty of a completion
     before = layer
     while before in layers and (source := layers[before].get("source", UNCOMPLETED.get(before))):
         before = source

@@ -1,4 +1,4 @@
-"""Rm: remove slides, embeddings, cohorts and heads."""
+"""Rm: remove slides, embeddings, cohorts, heads and benchmarks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from spared_fm.errors import InputError
 from spared_fm.store.layout import key_name
+from spared_fm.study import matrix_kept
 from spared_fm.study.encode import choose_slides
 from spared_fm.study.usage import total
 
@@ -22,6 +23,7 @@ def rm(
     encoder: str | None = None,
     cohort: str | None = None,
     head: str | None = None,
+    benchmark: str | None = None,
     force: bool = False,
     dry_run: bool = False,
 ) -> list[dict[str, Any]]:
@@ -35,6 +37,7 @@ def rm(
     slides and encoder    these embeddings of these slides
     cohort                the cohort with what completes it
     cohort and head       that fitted head of the cohort
+    benchmark             that declared benchmark with its cells
     ====================  ======================================================
 
     Parameters
@@ -47,8 +50,11 @@ def rm(
         Array key, or encoder name where one array fits it.
     cohort, head
         Cohort name; name of a fitted run.
+    benchmark
+        Name of a declared benchmark.
     force
-        Remove slides that a cohort uses (``verify`` reports the cohort's drift then), or a cohort with its fitted heads.
+        Remove slides that a cohort uses (``verify`` reports the cohort's drift then), or a cohort with its fitted heads and
+        with its cells of benchmarks.
     dry_run
         Only list.
 
@@ -62,15 +68,21 @@ def rm(
     InputError
         Nothing of that name, nothing named, or something depends on it. Nothing is removed then.
     """
-    if (slides is not None or encoder is not None) == (cohort is not None):
-        raise InputError("rm takes --slide and/or --encoder, or --cohort (with --head NAME for one fitted head)")
+    if [slides is not None or encoder is not None, cohort is not None, benchmark is not None].count(True) != 1:
+        raise InputError(
+            "rm takes --slide and/or --encoder, or --cohort (with --head NAME for one fitted head), or --benchmark"
+        )
     if head is not None and cohort is None:
         raise InputError("--head goes with --cohort")
     if head is not None and cohort is not None:
         doomed = [("head", f"{cohort}/{head}", layout.head(cohort, head))]
         if head not in layout.files.list(f"heads/{cohort}"):
-            known = ", ".join(layout.files.list(f"heads/{cohort}")) or "none"
-            raise InputError(f"{layout.root}: cohort {cohort!r} has no head {head!r} (heads: {known})")
+            runs = ", ".join(layout.files.list(f"heads/{cohort}")) or "none"
+            raise InputError(f"{layout.root}: cohort {cohort!r} has no head {head!r} (heads: {runs})")
+    elif benchmark is not None:
+        if benchmark not in (known := matrix_kept.names(layout)):
+            raise InputError(f"{layout.root}: no benchmark {benchmark!r} (benchmarks: {', '.join(known) or 'none'})")
+        doomed = [("benchmark", benchmark, matrix_kept.folder(benchmark))]
     elif cohort is not None:
         doomed = _cohort(layout, cohort, force)
     elif encoder is not None:
@@ -125,7 +137,18 @@ def _cohort(layout: Layout, cohort: str, force: bool) -> list[tuple[str, str, st
         raise InputError(
             f"cohort {cohort!r} has {len(heads)} fitted heads, e.g. {heads[0]}; remove them too with --force"
         )
+    cells = [
+        (name, cell)
+        for name in matrix_kept.names(layout)
+        for cell, found in matrix_kept.cells(layout, name)
+        if found["cell"]["cohort"] == cohort
+    ]
+    if cells and not force:
+        raise InputError(
+            f"cohort {cohort!r} has {len(cells)} cells in benchmarks, e.g. in {cells[0][0]}; remove them too with --force"
+        )
     doomed = [("cohort", cohort, layout.cohort(cohort))]
+    doomed += [("cell", f"{name}/{cell}", key) for name, cell in cells for key in matrix_kept.files(layout, name, cell)]
     if heads:
         doomed.append(("heads", cohort, f"heads/{cohort}"))
     if layout.files.list(f"completers/{cohort}"):  # fitted again when they are wanted again

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spared_fm.benchmark.metrics import score
-from spared_fm.benchmark.runner import KEYS, evaluate, run
+from spared_fm.benchmark.runner import KEYS, evaluate
 from spared_fm.errors import InputError
 from spared_fm.heads.base import Head
 from spared_fm.heads.registry import make
@@ -125,11 +125,6 @@ def test_a_head_that_cannot_stream_sees_the_same_rows():
 
     plain, ridge = evaluate(**cell(head="ridge") | {"head": Plain()}), evaluate(**cell())
     assert [r["mse"] for r in plain.rows] == pytest.approx([r["mse"] for r in ridge.rows])
-
-
-def test_run_joins_cells():
-    rows = run(cell(head=name) for name in ("gene-mean", "ridge"))
-    assert [r["head"] for r in rows] == ["gene-mean"] * 5 + ["ridge"] * 5
 
 
 def test_bad_cells():

@@ -155,6 +155,13 @@ WHOLE = {
     "heads/c/run/card.json",
     "heads/c/run/weights.safetensors",
     "heads/c/claims/card.json",
+    "completers/c/m.lognorm.01234567/card.json",
+    "completers/c/m.lognorm.01234567/tensors.safetensors",
+    "benchmarks/b/matrix.json",
+    "benchmarks/b/table.parquet",
+    "benchmarks/b/done.json",
+    "benchmarks/b/done.safetensors",
+    "benchmarks/b/skipped.json",
     "indexes/k/card.json",
     "indexes/k/index.faiss",
     "indexes/k/1/loose",
@@ -169,6 +176,9 @@ TORN = {
     f"{COHORTS}/gone": {"X/zarr.json", "X/c/0/0", "layers/counts/c/0/0"},
     f"{COHORTS}/c/layers/gone": {"c/0/0"},
     "heads/c/gone": {"weights.safetensors"},
+    "completers/c/gone": {"tensors.safetensors"},
+    "completers/c/gone.training": {"last.ckpt", "log/events"},
+    "benchmarks/gone": {"done.json", "done.safetensors"},
     "indexes/gone": {"index.faiss", "part/ids"},
     "indexes/g/11": {"index.faiss"},
 }
@@ -188,6 +198,15 @@ def test_torn_folders_and_old_indexes_go_by_age(empty: Layout, later: Callable[[
     assert [{**row, "removed": False} for row in gc(empty)] == listed
     assert left(empty) == WHOLE
     assert gc(empty) == []
+
+
+def test_predictions_without_a_receipt_go_by_age(empty: Layout, later: Callable[[float], None]):
+    fill(empty, "benchmarks/b/matrix.json", "benchmarks/b/a.json", "benchmarks/b/a.safetensors")
+    fill(empty, "benchmarks/b/gone.safetensors")
+    assert gc(empty) == []
+    later(48)
+    assert [(row["kind"], row["name"]) for row in gc(empty)] == [("torn", "benchmarks/b/gone.safetensors")]
+    assert left(empty) == {f"benchmarks/b/{name}" for name in ("matrix.json", "a.json", "a.safetensors")}
 
 
 def test_a_torn_folder_in_which_something_changed_stays(copy: Callable[[], Study]):

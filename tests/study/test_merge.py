@@ -88,11 +88,11 @@ def test_all_conflicts_are_found_before_anything_is_copied(two: Callable[[], tup
     rm(a.layout, slides=third, force=True)
     record = b.layout.attributes(b.layout.slide(first))
     assert record is not None
-    b.layout.set_attributes(b.layout.slide(first), {**record, "fingerprint": "other"})
+    b.layout.update_attributes(b.layout.slide(first), lambda _: {**record, "fingerprint": "other"})
     node = b.layout.embedding(second, KEY)
-    b.layout.set_attributes(node, {**(b.layout.attributes(node) or {}), "batch_size": 7})
+    b.layout.update_attributes(node, lambda _: {**(b.layout.attributes(node) or {}), "batch_size": 7})
     node = b.layout.cohort("c")
-    b.layout.set_attributes(node, {**(b.layout.attributes(node) or {}), "settings_digest": "other"})
+    b.layout.update_attributes(node, lambda _: {**(b.layout.attributes(node) or {}), "settings_digest": "other"})
     before = data(a)
     with pytest.raises(
         InputError, match=rf"slide {first} differs in fingerprint; .*{second}/{KEY} differ in batch_size; .*cohort c"
@@ -115,12 +115,42 @@ def test_heads_are_united(two: Callable[[], tuple[Study, Study]]):
         merge(a.layout, b.layout)
 
 
+def test_benchmarks_are_united(two: Callable[[], tuple[Study, Study]]):
+    def run(study: Study, *heads: str) -> None:
+        text = f'name = "b"\ncohorts = ["c"]\nencoders = ["{KEY}"]\ntargets = ["lognorm"]\nprotocol = "strict"\n'
+        path = Path(study.layout.root).with_suffix(".toml")
+        path.write_text(text + f"heads = {list(heads)}\n".replace("'", '"'))
+        study.run_benchmark(path)
+
+    def merged() -> tuple[str, int, int]:
+        [row] = [row for row in merge(a.layout, b.layout) if row["kind"] == "benchmark"]
+        return row["status"], row["chunks"], row["damaged"]
+
+    a, b = two()
+    run(b, "gene-mean")
+    assert merged() == ("added", 1, 0)
+    assert data(a) == data(b)
+    assert merged() == ("unchanged", 0, 0)
+    run(b, "gene-mean", "ridge", "knn")
+    shown = b.show_benchmark("b")
+    cells = dict(zip(shown["head"], shown["cell"], strict=True))
+    path = b.layout.files.path(f"benchmarks/b/{cells['knn']}.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert merged() == ("extended", 1, 1)
+    assert set(a.show_benchmark("b")["head"]) == {"gene-mean"}, "the declaration here stays"
+    before = data(a)[f"benchmarks/b/{cells['ridge']}.json"]
+    run(a, "gene-mean", "ridge")
+    assert data(a)[f"benchmarks/b/{cells['ridge']}.json"] == before, "it was not computed again"
+
+
 def test_a_missing_layer_is_added(two: Callable[[], tuple[Study, Study]]):
     a, b = two()
     node = a.layout.cohort("c")
     record = a.layout.attributes(node) or {}
     lost = sorted(record["layers"])[0]
-    a.layout.set_attributes(node, {**record, "layers": {k: v for k, v in record["layers"].items() if k != lost}})
+    a.layout.update_attributes(
+        node, lambda _: {**record, "layers": {k: v for k, v in record["layers"].items() if k != lost}}
+    )
     shutil.rmtree(a.layout.files.path(f"{node}/layers/{lost}"))
     [row] = [row for row in merge(a.layout, b.layout) if row["kind"] == "cohort"]
     assert row["status"] == "extended"

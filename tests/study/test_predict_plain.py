@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import scanpy as sc
 from PIL import Image
 from typer.testing import CliRunner
@@ -38,3 +39,6 @@ def test_scanpy_opens_what_is_predicted_for_a_plain_image(copy: Callable[[], Stu
     assert adata.uns["prediction"]["target"] == "lognorm"
     sc.pp.pca(adata, n_comps=2)  # scanpy computes with it
     assert adata.obsm["X_pca"].shape == (adata.n_obs, 2)
+    [library] = adata.uns["spatial"].values()
+    # what scanpy's drawings need: the diameter is the grid's spacing of 112 µm
+    assert library["scalefactors"]["spot_diameter_fullres"] == pytest.approx(112 / MPP)

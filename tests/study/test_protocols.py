@@ -277,8 +277,14 @@ def test_strict_is_the_cohorts_own_split_and_panel(study: Study):
 
 def test_a_completed_layer_is_traced_to_what_was_measured():
     built = {
-        name: {"method": "SpaRED's preprocessing"} for name in ("log1p", "d_log1p", "c_log1p", "c_d_log1p", "d_deltas")
+        name: {"method": "SpaRED's preprocessing"}
+        for name in ("log1p", "d_log1p", "c_log1p", "c_d_log1p", "noisy_c_d_log1p", "d_deltas")
     }
-    layers = built | {"c_t_log1p": {"source": "c_log1p"}, "again": {"source": "d_log1p"}, "lost": {"source": "gone"}}
-    expected = {"d_log1p": "log1p", "c_d_log1p": "c_log1p", "c_t_log1p": "c_log1p", "again": "log1p"}
+    layers = built | {
+        "c_t_log1p": {"source": "c_log1p"},
+        "c_t_spread": {"source": "c_log1p", "of": "c_t_log1p"},
+        "again": {"source": "d_log1p"},
+        "lost": {"source": "gone"},
+    }
+    expected = {"d_log1p": "log1p", "c_d_log1p": "noisy_c_d_log1p", "c_t_log1p": "c_log1p", "again": "log1p"}
     assert {name: uncompleted(layers, name) for name in layers} == dict.fromkeys(layers) | expected

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -72,7 +73,39 @@ def test_heads_and_cohorts(copy: Callable[[], Study]):
         rm(study.layout, cohort="c")
 
 
-@pytest.mark.parametrize("wrong", [{}, {"slides": "x", "cohort": "c"}, {"encoder": KEY, "cohort": "c"}, {"head": "h"}])
+def test_benchmarks(copy: Callable[[], Study], tmp_path: Path):
+    study = copy()
+    study.cohort("d", n_genes=12)
+    toml = tmp_path / "b.toml"
+    toml.write_text(
+        f'name = "b"\ncohorts = ["c", "d"]\nencoders = ["{KEY}"]\nheads = ["gene-mean"]\ntargets = ["lognorm"]\n'
+        'protocol = "strict"\n'
+    )
+    study.run_benchmark(toml)
+    with pytest.raises(InputError, match=r"cohort 'c' has 1 cells in benchmarks, e.g. in b; .*--force"):
+        rm(study.layout, cohort="c")
+    rows = rm(study.layout, cohort="c", force=True)
+    assert [row["kind"] for row in rows] == ["cohort", "cell", "cell", "completers"]
+    shown = study.show_benchmark("b").drop_duplicates("cell")
+    assert dict(zip(shown["cohort"], shown["status"], strict=True)) == {"c": "waiting", "d": "done"}
+    with pytest.raises(InputError, match=r"no benchmark 'x' \(benchmarks: b\)"):
+        rm(study.layout, benchmark="x")
+    [row] = rm(study.layout, benchmark="b")
+    assert (row["kind"], row["name"], row["removed"]) == ("benchmark", "b", True)
+    assert study.layout.files.list("benchmarks") == []
+    assert "d" in study.cohorts
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"slides": "x", "cohort": "c"},
+        {"encoder": KEY, "cohort": "c"},
+        {"head": "h"},
+        {"benchmark": "b", "cohort": "c"},
+    ],
+)
 def test_what_to_remove_must_be_one_kind_of_thing(study: Study, wrong: dict):
     with pytest.raises(InputError, match="--slide and/or --encoder"):
         rm(study.layout, **wrong)
