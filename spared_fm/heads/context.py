@@ -52,7 +52,7 @@ class ContextRidge(Head):
         alpha_per: Literal["gene", "all"] = "all",
         standardize: Literal["slide", "train", "none"] = "slide",
         cv: Literal["auto", "patient", "slide", "gcv", "loo"] = "auto",
-        block_rows: int = 4096,
+        block_rows: int = 8192,
     ) -> None:
         self.hops = hops
         self.alphas = alphas

@@ -54,7 +54,7 @@ class HestExact(LinearHead):
     standardize = "train"
     cv = "auto"
 
-    def __init__(self, components: int = 256, *, block_rows: int = 4096) -> None:
+    def __init__(self, components: int = 256, *, block_rows: int = 8192) -> None:
         self.components = components
         self.block_rows = block_rows
 
@@ -137,7 +137,7 @@ class HestCorrected(PCARidge):
         alpha_per: Literal["gene", "all"] = "all",
         standardize: Literal["slide", "train", "none"] = "train",
         cv: Literal["auto", "patient", "slide", "gcv", "loo"] = "auto",
-        block_rows: int = 4096,
+        block_rows: int = 8192,
     ) -> None:
         super().__init__(
             components, alphas=alphas, alpha_per=alpha_per, standardize=standardize, cv=cv, block_rows=block_rows

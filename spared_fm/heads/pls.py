@@ -91,7 +91,7 @@ class PLS(LinearHead):
         *,
         standardize: Literal["slide", "train", "none"] = "slide",
         cv: Literal["auto", "patient", "slide", "gcv"] = "auto",
-        block_rows: int = 4096,
+        block_rows: int = 8192,
     ) -> None:
         self.components = components
         self.standardize = standardize

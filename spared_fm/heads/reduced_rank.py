@@ -99,7 +99,7 @@ class ReducedRankRidge(LinearHead):
         *,
         standardize: Literal["slide", "train", "none"] = "slide",
         cv: Literal["auto", "patient", "slide", "gcv"] = "auto",
-        block_rows: int = 4096,
+        block_rows: int = 8192,
     ) -> None:
         self.alphas = alphas
         self.ranks = ranks

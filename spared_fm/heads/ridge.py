@@ -138,7 +138,7 @@ class Ridge(LinearHead):
         alpha_per: Literal["gene", "all"] = "all",
         standardize: Literal["slide", "train", "none"] = "slide",
         cv: Literal["auto", "patient", "slide", "gcv", "loo"] = "auto",
-        block_rows: int = 4096,
+        block_rows: int = 8192,
     ) -> None:
         self.alphas = alphas
         self.components = components
@@ -220,7 +220,7 @@ class PCARidge(Ridge):
         alpha_per: Literal["gene", "all"] = "all",
         standardize: Literal["slide", "train", "none"] = "slide",
         cv: Literal["auto", "patient", "slide", "gcv", "loo"] = "auto",
-        block_rows: int = 4096,
+        block_rows: int = 8192,
     ) -> None:
         super().__init__(
             alphas,
@@ -233,7 +233,7 @@ class PCARidge(Ridge):
 
 
 def ridge_path(
-    X: Any, y: Any, alphas: Sequence[float], *, block_rows: int = 4096
+    X: Any, y: Any, alphas: Sequence[float], *, block_rows: int = 8192
 ) -> Iterator[tuple[float, Matrix, Matrix]]:
     """Solve ridge for every alpha from one pass and one factorisation, on features as they are.
 

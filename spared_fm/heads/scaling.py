@@ -26,7 +26,7 @@ def rounding(n: int, mean: Matrix) -> Matrix:
     return n * (CONSTANT * mean) ** 2
 
 
-def feature_scale(X: Any, rows: NDArray[np.intp], block_rows: int = 4096) -> tuple[Matrix, ...]:
+def feature_scale(X: Any, rows: NDArray[np.intp], block_rows: int = 8192) -> tuple[Matrix, ...]:
     """Return mean and 1 ÷ standard deviation of the features over some rows, by the rules of the fit.
 
     Parameters
@@ -75,7 +75,7 @@ def standardised(X: NDArray[Any], center: Matrix, scale: Matrix) -> Matrix:
 
 
 def scaled_blocks(
-    X: NDArray[Any], groups: Any, fixed: tuple[Matrix, Matrix] | None, block_rows: int = 4096
+    X: NDArray[Any], groups: Any, fixed: tuple[Matrix, Matrix] | None, block_rows: int = 8192
 ) -> Iterator[tuple[Any, Matrix]]:
     """Yield row numbers and their standardised features, block by block.
 
