@@ -148,8 +148,15 @@ def gene_intervals(
     sums = _sums(scored, units)
     drawn = draws(units, n_resamples, seed, _at_once(sums))
     pcc = np.concatenate([_gene_scores(counts, sums.genes, sums.noise)[0] for counts in drawn])
-    low, high = _quantiles(pcc[1:], tail)
+    low, high = quantiles(pcc[1:], tail)
     return {"estimate": pcc[0], "low": low, "high": high}
+
+
+def pooled_draws(scored: Mapping[str, Scored], units: Units, n_resamples: int, seed: int) -> Floats:
+    """Return each of :data:`METRICS`, pooled, in each resample: (metrics, 1 + resamples), the estimate first."""
+    sums = _sums(scored, units)
+    drawn = draws(units, n_resamples, seed, _at_once(sums))
+    return np.concatenate([_scores(counts, sums.genes, sums.spots, sums.noise) for counts in drawn], axis=1)
 
 
 class _Sums(NamedTuple):
@@ -260,7 +267,7 @@ def _at_once(sums: _Sums) -> int:
 
 
 def _row(key: tuple[str, str], values: Floats, tail: float, level: float, units: Units) -> dict[str, Any]:
-    low, high = _quantiles(values[1:, None], tail)
+    low, high = quantiles(values[1:, None], tail)
     return {
         "metric": key[1],
         "over": key[0],
@@ -274,8 +281,8 @@ def _row(key: tuple[str, str], values: Floats, tail: float, level: float, units:
     }
 
 
-def _quantiles(values: Floats, tail: float) -> Floats:
-    """Return the two quantiles of each column over the resamples that have a score, NaN where none has."""
+def quantiles(values: Floats, tail: float) -> Floats:
+    """Return the two quantiles of each column, (2, columns), over the resamples that have a score; NaN where none has."""
     none = np.isnan(values).all(axis=0)
     return np.where(none, np.nan, np.nanquantile(np.where(none, 0.0, values), [tail, 1 - tail], axis=0))
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LOGNORM_UNIT = "ln(1 + counts per 10⁴)"
 COLOUR_STEPS = 48
-_COLOURS = [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0, 1, COLOUR_STEPS))]
+COLOURS = [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0, 1, COLOUR_STEPS))]
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,16 @@ def write_report(
         "notice": notice,
         "facts": facts,
         "tables": [table_context(t) for t in tables],
-        "overlays": [_overlay(o, pictures) for o in overlays],
+        "overlays": [overlay_context(o, pictures) for o in overlays],
         "galleries": [_gallery(g) for g in gallery],
         "pictures": pictures,
-        "ramp": ", ".join(_COLOURS),
+        "ramp": ", ".join(COLOURS),
     }
     write_page(path, "report.html.j2", context)
 
 
-def _overlay(overlay: Overlay, pictures: dict[str, str]) -> dict[str, Any]:
+def overlay_context(overlay: Overlay, pictures: dict[str, str]) -> dict[str, Any]:
+    """Give an overlay as the template takes it; its tissue goes into ``pictures``, once for each slide."""
     what = f"overlay of {overlay.gene} on {overlay.slide}"
     thumbnail = _picture(overlay.thumbnail, what)
     xy = np.asarray(overlay.xy, np.float64)
@@ -126,7 +127,7 @@ def _overlay(overlay: Overlay, pictures: dict[str, str]) -> dict[str, Any]:
             {
                 "label": label,
                 "pcc": short(overlay.pcc[label]) if label in overlay.pcc else None,
-                "dots": _dots(xy, values, low, high),
+                "dots": dots_of(xy, values, low, high),
                 "rings": [(f"{x:.1f}", f"{y:.1f}") for x, y in xy[~np.isfinite(values)]],
             }
             for label, values in panels.items()
@@ -143,12 +144,14 @@ def _limits(panels: Mapping[str, np.ndarray]) -> tuple[float, float]:
     return (low, high) if high > low else (low, low + 1.0)
 
 
-def _dots(xy: np.ndarray, values: np.ndarray, low: float, high: float) -> list[tuple[str, str]]:
+def dots_of(
+    xy: np.ndarray, values: np.ndarray, low: float, high: float, colours: Sequence[str] = COLOURS
+) -> list[tuple[str, str]]:
     """Colour → SVG path of zero-length strokes, which round caps draw as discs: far smaller than circles."""
     finite = np.isfinite(values)
     level = ((np.clip(values[finite], low, high) - low) / (high - low) * (COLOUR_STEPS - 1)).round().astype(int)
     spots = xy[finite]
-    return [(_COLOURS[c], "".join(f"M{x:.1f} {y:.1f}h0" for x, y in spots[level == c])) for c in np.unique(level)]
+    return [(colours[c], "".join(f"M{x:.1f} {y:.1f}h0" for x, y in spots[level == c])) for c in np.unique(level)]
 
 
 def _gallery(gallery: Gallery) -> dict[str, Any]:

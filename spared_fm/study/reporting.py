@@ -81,7 +81,7 @@ def benchmark_report(
 
 
 def _notice(cohort: str, record: Mapping[str, Any]) -> str:
-    shared = _patients_on_both_sides(record)
+    shared = patients_on_both_sides(record)
     text = f"Scores of cohort {cohort} on held-out slides."
     if shared:
         text += f" Patient {', '.join(shared)} is on both sides of the split: they say little about new patients."
@@ -122,7 +122,7 @@ def _overlays(layout: Layout, cohort: str, found: Evaluation, truth: Mapping[str
             [score(values[present, g : g + 1], predicted[present, g : g + 1])["pcc_gene"] for g in range(len(genes))]
         )
         order = np.argsort(np.where(np.isnan(scores), -np.inf, scores))[::-1]
-        image, xy, spot_px = _slide_picture(layout, slide, obs["barcode"].to_numpy()[rows])
+        image, xy, spot_px = slide_picture(layout, slide, obs["barcode"].to_numpy()[rows])
         for label, g in (("best", order[0]), ("median", order[len(order) // 2])):
             panels = {
                 "measured" if layer == "lognorm" else f"target ({layer})": values[:, g],
@@ -145,7 +145,8 @@ def _overlays(layout: Layout, cohort: str, found: Evaluation, truth: Mapping[str
     return overlays
 
 
-def _slide_picture(layout: Layout, slide: str, barcodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+def slide_picture(layout: Layout, slide: str, barcodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Give a thumbnail of a slide, and the centres (n, 2) and diameter of the spots, in its pixels."""
     record = slide_record(layout, slide)
     node = layout.slide(slide)
     positions = read_elem(layout, f"{node}/obs").index.get_indexer(barcodes)
@@ -203,7 +204,8 @@ def _patches(layout: Layout, key: str, spots: Sequence[str]) -> dict[str, np.nda
     return found
 
 
-def _patients_on_both_sides(record: Mapping[str, Any]) -> list[str]:
+def patients_on_both_sides(record: Mapping[str, Any]) -> list[str]:
+    """Name the patients of a cohort who are both trained on and held out."""
     sides: dict[str, set[bool]] = {}
     for slide, part in record["split"].items():
         patient = record["patients"].get(slide)
