@@ -31,6 +31,8 @@ MARGIN = 8
 FEW = 64
 #: Bytes of vectors in float32, and of candidates in float64, held at a time.
 PIECE_BYTES = 64 << 20
+#: Values scored again at a time, in float64: they stay in the cache of a core.
+_CACHED = 1 << 18
 #: Fewest rows of a piece, however long the vectors.
 _SMALLEST = 1024
 #: Norms above this, or below its inverse, leave the range of float32 when they are squared.
@@ -80,21 +82,14 @@ def search(
     """
     if k < 1:
         raise InputError(f"k is {k}: ask for 1 or more")
-    if metric not in ("cosine", "ip", "l2"):
-        raise InputError(f"unknown metric {metric!r}: use 'cosine', 'ip' or 'l2'")
-    asked = np.atleast_2d(np.asarray(queries, dtype=np.float32))
-    if asked.ndim != 2 or asked.shape[1] == 0:
-        raise InputError(f"queries have shape {asked.shape}: give a (queries, dim) array")
-    if not np.isfinite(asked).all():
-        raise InputError("a query holds NaN or infinite values: its patch has no embedding")
-    _norms(asked, metric)
+    asked = usable_queries(queries, metric)
     left_out = _excluder(exclude, len(asked))
 
     best = np.full((len(asked), k), -1, np.int64), np.full((len(asked), k), -np.inf, np.float32)
     rows = 0
-    for ids, vectors in _pieces(blocks, asked.shape[1]):
+    for ids, vectors in pieces(blocks, asked.shape[1]):
         rows += len(ids)
-        norms = _norms(vectors, metric)
+        norms = row_norms(vectors, metric)
         if not np.isfinite(norms).all():
             kept = np.flatnonzero(np.isfinite(norms))
             ids, vectors, norms = ids[kept], vectors[kept], norms[kept]
@@ -105,7 +100,7 @@ def search(
     return best
 
 
-def _pieces(
+def pieces(
     blocks: Iterable[tuple[ArrayLike, ArrayLike]], dim: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Cut and join blocks into pieces of even, bounded size: small blocks would waste the search."""
@@ -139,7 +134,7 @@ def _joined(
     return np.concatenate([ids for ids, _ in parts]), np.concatenate([vectors for _, vectors in parts])
 
 
-def _norms(vectors: NDArray[np.float32], metric: Metric) -> NDArray[np.float64]:
+def row_norms(vectors: NDArray[np.float32], metric: Metric) -> NDArray[np.float64]:
     """Return Euclidean norms (m,); NaN or infinite for rows that are."""
     with np.errstate(over="ignore", invalid="ignore"):
         norms: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors)).astype(np.float64)
@@ -150,12 +145,46 @@ def _norms(vectors: NDArray[np.float32], metric: Metric) -> NDArray[np.float64]:
     return norms
 
 
-def _unit(vectors: NDArray[np.float32], norms: NDArray[np.float64]) -> NDArray[np.float32]:
+def unit_rows(vectors: NDArray[np.float32], norms: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return vectors of norm 1; zero stays zero."""
     out = vectors * (1.0 / np.where(norms > 0, norms, 1.0)).astype(np.float32)[:, None]
     odd = np.flatnonzero((norms > 0) & ~((norms > 1 / LARGEST) & (norms < LARGEST)))
     out[odd] = vectors[odd].astype(np.float64) / norms[odd, None]
     return out
+
+
+def similarities(
+    queries: NDArray[Any], vectors: NDArray[Any], rows: NDArray[np.intp], metric: Metric
+) -> NDArray[np.float32]:
+    """Return similarities of queries (q, d) to ``rows`` (q, c) of vectors (n, d): float64, rounded to float32."""
+    out = np.empty(rows.shape, np.float32)
+    step = max(1, _CACHED // max(1, rows.shape[1] * vectors.shape[1]))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        q, v = queries[part].astype(np.float64), vectors[rows[part]].astype(np.float64)
+        if metric == "l2":
+            v -= q[:, None]
+            out[part] = -np.einsum("qcd,qcd->qc", v, v)
+            continue
+        product = np.einsum("qd,qcd->qc", q, v)
+        if metric == "cosine":
+            size = np.sqrt(np.einsum("qd,qd->q", q, q)[:, None] * np.einsum("qcd,qcd->qc", v, v))
+            product = np.clip(product / np.where(size > 0, size, 1.0), -1.0, 1.0)
+        out[part] = product
+    return out
+
+
+def usable_queries(queries: ArrayLike, metric: Metric) -> NDArray[np.float32]:
+    """Return queries as float32 (q, d), checked as :func:`search` says."""
+    if metric not in ("cosine", "ip", "l2"):
+        raise InputError(f"unknown metric {metric!r}: use 'cosine', 'ip' or 'l2'")
+    asked = np.atleast_2d(np.asarray(queries, dtype=np.float32))
+    if asked.ndim != 2 or asked.shape[1] == 0:
+        raise InputError(f"queries have shape {asked.shape}: give a (queries, dim) array")
+    if not np.isfinite(asked).all():
+        raise InputError("a query holds NaN or infinite values: its patch has no embedding")
+    row_norms(asked, metric)
+    return asked
 
 
 class _Piece:
@@ -171,8 +200,8 @@ class _Piece:
     ) -> None:
         self.queries, self.ids, self.vectors, self.metric = queries, ids, vectors, metric
         if metric == "cosine":
-            self.rough_queries = _unit(queries, _norms(queries, metric))
-            self.rough_vectors = _unit(vectors, norms)
+            self.rough_queries = unit_rows(queries, row_norms(queries, metric))
+            self.rough_vectors = unit_rows(vectors, norms)
         elif metric == "l2":  # a common offset costs float32 its digits and changes no distance
             centre = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
             self.rough_queries, self.rough_vectors = queries - centre, vectors - centre
@@ -201,15 +230,8 @@ class _Piece:
         return np.flatnonzero(rough + self.slack[query] >= bound)
 
     def similarity(self, picked: NDArray[np.intp], rows: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Return similarities of ``rows`` (picked, c), computed in float64, rounded to float32."""
-        q, v = self.queries[picked, None, :].astype(np.float64), self.vectors[rows].astype(np.float64)
-        if self.metric == "l2":
-            return -np.sum((q - v) ** 2, axis=-1).astype(np.float32)
-        product = np.sum(q * v, axis=-1)
-        if self.metric == "cosine":
-            size = np.linalg.norm(q, axis=-1) * np.linalg.norm(v, axis=-1)
-            product = np.clip(product / np.where(size > 0, size, 1.0), -1.0, 1.0)
-        return product.astype(np.float32)
+        """Return similarities of ``rows`` (picked, c)."""
+        return similarities(self.queries[picked], self.vectors, rows, self.metric)
 
 
 def _excluder(exclude: Any, q: int) -> Callable[[NDArray[np.int64]], NDArray[np.bool_] | None]:

@@ -216,7 +216,7 @@ def test_everything_excluded_is_padded():
 def test_pieces_bound_memory_and_join_small_blocks(at, monkeypatch):
     monkeypatch.setattr(exact, "_SMALLEST", 1024)
     q, ids, v = draw(9, n=5000)
-    pieces = list(exact._pieces(cut(ids, v, at), 12))
+    pieces = list(exact.pieces(cut(ids, v, at), 12))
     assert [len(p) for p, _ in pieces] == [1024] * 4 + [904]
     np.testing.assert_array_equal(np.concatenate([p for p, _ in pieces]), ids)
     np.testing.assert_array_equal(np.concatenate([p for _, p in pieces]), v)

@@ -1,0 +1,142 @@
+"""How an index of one-bit codes grows: measured builds of growing size, each foretold from the one before; 1e8 and 1e9 planned.
+
+    python benchmarks/search_scale.py [--sizes 100000 1000000] [--dim 384] [--real EMBEDDINGS.npy] [--cores 64]
+
+The vectors are SYNTHETIC clusters (or mixtures of real embeddings, as in ``search.py``). The model has three measured rates:
+training takes time by sample × lists × dimensions, writing by rows × lists × dimensions, and a query by lists × dimensions
+and by codes visited (probes × rows ÷ lists), each taken from the largest size. Latency is that of one query on one core,
+warm; ``--cores`` are those of the node that the plan is for. 1e7 rows take about 8 GB of disk and an hour of two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+import faiss
+import numpy as np
+from search import bits, seconds, tuned
+from search_data import blocks, write
+
+from spared_fm.search import build
+from spared_fm.search.index import Index
+from spared_fm.search.plan import CODE_DIM, EXACT_ROWS, Plan, choose
+
+
+def planned(rows: int, dim: int, memory: int | None = None) -> Plan:
+    """Return the plan of one-bit codes, also where so few rows would be kept in half precision."""
+    plan = choose(max(rows, EXACT_ROWS + 1), dim, memory=memory)
+    return plan if plan.kind == "pca-ivf-rabitq" else bits(plan)
+
+
+def measured(folder: Path, rows: int, dim: int, real: Path | None) -> dict[str, float]:
+    vectors, queries, _ = write(folder / "vectors", rows, dim, real)
+    plan = planned(rows, vectors.shape[1])
+    index_folder = folder / "index"
+    index_folder.mkdir()
+    parts: dict[str, object] = {}
+
+    def train() -> None:
+        sample = build.sample(blocks(vectors), rows, plan.train_rows)
+        parts["trained"] = build.train(index_folder / "trained", plan, sample)
+
+    def fill() -> None:
+        step = plan.segment_rows
+        parts["segments"] = [
+            build.write_segment(
+                index_folder / f"s{a}", index_folder / "trained", lambda a=a: blocks(vectors, a, min(a + step, rows))
+            )
+            for a in range(0, rows, step)
+        ]
+
+    taken = {"train": seconds(train), "fill": seconds(fill)}
+    card = {"metric": "cosine", "dim": plan.dim, "plan": dataclasses.asdict(plan), **parts}
+    with Index.open(index_folder, card) as index:
+        found = tuned(index, vectors, queries[:200], 0.95)
+
+        def ask(i: int) -> float:
+            return seconds(lambda: index.search(queries[i], 10, rerank=lambda ids: vectors[ids]))
+
+        latency = statistics.median([ask(i) for i in range(300)][100:])
+    size = sum(path.stat().st_size for path in index_folder.iterdir())
+    return {
+        "rows": rows,
+        "dim": plan.dim,
+        "lists": plan.lists,
+        "train_rows": plan.train_rows,
+        "train_s": taken["train"],
+        "fill_s": taken["fill"],
+        "bytes": size,
+        "recall": found["recall"],
+        "probes": found["probes"],
+        "latency_ms": latency * 1e3,
+    }
+
+
+def foretold(plan: Plan, known: dict[str, float], probes: int, cores: float) -> dict[str, float]:
+    """Scale what was measured of one size to a plan of another."""
+    code_dim = min(CODE_DIM, plan.dim)
+    lists = plan.lists / known["lists"]
+    train = known["train_s"] * lists * plan.train_rows / known["train_rows"] / cores
+    fill = known["fill_s"] * lists * plan.rows / known["rows"] / cores
+    # a query compares the centres of all lists, then the codes of those it visits: a code is a tenth of a centre's work
+    work = plan.lists + 0.1 * probes * plan.rows / plan.lists
+    before = known["lists"] + 0.1 * known["probes"] * known["rows"] / known["lists"]
+    return {
+        "rows": plan.rows,
+        "lists": plan.lists,
+        "shards": plan.shards,
+        "segments": -(-plan.rows // plan.segment_rows),
+        "GB": plan.bytes / 1e9,
+        "GB of vectors": 2 * plan.rows * plan.dim / 1e9,
+        "train_s": train,
+        "build_h": (train + fill) / 3600,
+        "latency_ms": known["latency_ms"] * work / before,
+        "centres_MB": 4 * plan.lists * code_dim / 1e6,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--real", type=Path)
+    parser.add_argument("--cores", type=int, default=64)
+    parser.add_argument("--memory", type=int, default=64, help="GiB of the node that the plan is for")
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    runs: list[dict[str, float]] = []
+    for rows in options.sizes:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            runs.append(measured(Path(folder), rows, options.dim, options.real))
+        print(json.dumps({"measured": runs[-1]}), flush=True)
+        if len(runs) > 1:
+            plan = dataclasses.replace(
+                planned(rows, int(runs[-1]["dim"])),
+                lists=int(runs[-1]["lists"]),
+                train_rows=int(runs[-1]["train_rows"]),
+            )
+            told = foretold(plan, runs[-2], int(runs[-1]["probes"]), 1)
+            ratios = {
+                "build": told["build_h"] * 3600 / (runs[-1]["train_s"] + runs[-1]["fill_s"]),
+                "latency": told["latency_ms"] / runs[-1]["latency_ms"],
+                "bytes": plan.bytes / runs[-1]["bytes"],
+            }
+            print(json.dumps({"foretold from the size before ÷ measured": ratios}), flush=True)
+    here, dim = faiss.omp_get_max_threads(), int(runs[-1]["dim"])
+    for rows in (10**8, 10**9):
+        plan = planned(rows, dim, options.memory << 30)
+        told = foretold(plan, runs[-1], int(runs[-1]["probes"]), options.cores / here)
+        print(
+            json.dumps(
+                {f"plan for {rows:.0e}, {options.cores} cores": {k: float(np.round(v, 3)) for k, v in told.items()}}
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
