@@ -95,6 +95,18 @@ class Moments:
             self.xy[features] = 0.0
 
 
+class _Room:
+    """Memory for the float64 rows of one piece after the other: new pages for each would cost a tenth of the pass."""
+
+    def __init__(self) -> None:
+        self.held = [np.empty(0), np.empty(0)]
+
+    def __call__(self, rows: int, columns: int, which: int) -> NDArray[np.float64]:
+        if self.held[which].size < rows * columns:
+            self.held[which] = np.empty(rows * columns)
+        return self.held[which][: rows * columns].reshape(rows, columns)
+
+
 class _Slide:
     """The running sums of one slide, about its first row."""
 
@@ -107,9 +119,11 @@ class _Slide:
         self.xx = np.zeros((d, d), order="F")  # the lower triangle only, summed in place
         self.yx = np.zeros((g, d), order="F")
 
-    def add(self, X: NDArray[Any], y: NDArray[Any]) -> None:
+    def add(self, X: NDArray[Any], y: NDArray[Any], room: _Room) -> None:
+        x64, y64 = room(len(X), len(self.x0), 0), room(len(y), len(self.y0), 1)
         with np.errstate(invalid="ignore"):  # infinite values are told of below
-            x64, y64 = np.subtract(X, self.x0), np.subtract(y, self.y0)
+            np.subtract(X, self.x0, out=x64)
+            np.subtract(y, self.y0, out=y64)
             self.sx += x64.sum(axis=0)
             self.sy += y64.sum(axis=0)
         self.n += len(x64)
@@ -152,6 +166,7 @@ def gather(blocks: Iterable[Block], block_rows: int) -> dict[str, _Slide]:
         NaN or infinite values, labels that do not fit, a slide of two patients.
     """
     slides: dict[str, _Slide] = {}
+    room = _Room()
     for X, y, groups in blocks:
         names, patients = row_groups(groups, len(X))
         for start in range(0, len(X), block_rows):
@@ -164,7 +179,7 @@ def gather(blocks: Iterable[Block], block_rows: int) -> dict[str, _Slide]:
                     raise InputError(
                         f"slide {label!r} has more than one patient: give each one a slide label of its own"
                     )
-                slides[label].add(x, t)
+                slides[label].add(x, t, room)
     return slides
 
 
