@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export MPLBACKEND := Agg
 
-.PHONY: install demo test test-full lint format clean
+.PHONY: install demo test test-full docs lint format clean
 
 install: .venv/installed
 
@@ -17,10 +17,13 @@ demo: install
 	$(BIN)/spared-fm demo --store demo-store
 
 test: install
-	$(BIN)/python -m pytest -m "not full"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full" --numprocesses 2 --dist loadfile
 
 test-full: install
 	$(BIN)/python -m pytest -m full
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -215,8 +215,6 @@ def _read_positions(path: Path) -> pd.DataFrame:
         table = table.set_index(table["barcode"].astype(str))
         numbers = table[_COLUMNS[1:]].astype(np.float64)
         positions = numbers[_COLUMNS[1:4]].astype(np.int64)
-    except ImportError as error:
-        raise InputError(f"{path}: reading parquet needs pyarrow: install it, or convert to csv") from error
     except READ_ERRORS as error:
         raise InputError(
             f"{path}: not a table of spot positions ({first_line(error)}): expected {', '.join(_COLUMNS)}"

@@ -46,7 +46,7 @@ def export(
         AnnData: counts, ``obsm['spatial']``, ``obsm[<key>]``, ``uns['spatial']``, ``uns['spared_fm']`` (the recipe).
     ``npy``
         ``<slide>.npy`` (spots, dim) in the stored dtype; ``<slide>.parquet``, in the same row order: slide, barcode, x, y, absent
-        (the reason, or null). Needs pyarrow.
+        (the reason, or null).
     ``trident``
         ``<slide>.h5``: ``features`` float32 (n, dim), which TRIDENT's and CLAM's models take, and ``coords`` int64 (n, 2) with
         TRIDENT's attributes: top-left corners in level-0 pixels of the slide's image (without one, in the pixels of the

@@ -183,7 +183,7 @@ def _spatialdata(source: Source, drafts: list[Path]) -> int:
 
 FORMS: dict[str, tuple[str, str | None, Callable[[Source, list[Path]], int]]] = {
     "h5ad": (".h5ad", None, _h5ad),
-    "npy": (".npy", "pyarrow", _npy),
+    "npy": (".npy", None, _npy),
     "trident": (".h5", None, _trident),
     "spatialdata": (".zarr", "spatialdata", _spatialdata),
 }

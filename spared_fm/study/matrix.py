@@ -140,14 +140,11 @@ def table(layout: Layout, name: str) -> str:
     Raises
     ------
     InputError
-        No such benchmark, or pyarrow is not installed.
+        No such benchmark.
     """
     found = show(layout, name)
     data = io.BytesIO()
-    try:
-        found.to_parquet(data, engine="pyarrow", index=False)
-    except ImportError as error:
-        raise InputError("writing parquet needs pyarrow; `pip install 'spared-fm[parquet]'`") from error
+    found.to_parquet(data, engine="pyarrow", index=False)
     key = f"{folder(name)}/{TABLE}"
     layout.files.replace(key, data.getvalue())
     return str(layout.root / key)

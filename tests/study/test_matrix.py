@@ -386,15 +386,12 @@ def test_workers_give_the_same_rows(copy: Callable[[], Study], declare: Declare)
     )
 
 
-def test_parquet(copy: Callable[[], Study], declare: Declare, monkeypatch: pytest.MonkeyPatch):
+def test_parquet(copy: Callable[[], Study], declare: Declare):
     layout = copy().layout
     matrix.run(layout, declare(heads=["gene-mean"], targets=["lognorm"]))
     read = pd.read_parquet(matrix.table(layout, "b"))
     pd.testing.assert_frame_equal(read, matrix.show(layout, "b"))
     assert read["error"].isna().all()
     assert read["pcc_gene"].dtype == float
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match="needs pyarrow"):
-        matrix.table(layout, "b")
     with pytest.raises(InputError, match=r"no benchmark 'x' \(benchmarks: b\)"):
         matrix.show(layout, "x")
