@@ -169,7 +169,7 @@ def sentence(finding: Finding, metric: str = "pcc_gene") -> str:
         else f"{NAMES[key]} not comparable"
         for key, found in mean.differences.items()
     ]
-    heads = f"mean of {n} heads" if n > 1 else f"one head, {finding.heads[0].head}"
+    heads = f"mean of {n} pairs of head and encoder" if n > 1 else f"one head, {finding.heads[0].head}"
     counts = finding.counts(metric)
     each = f" Head by head: helps {counts[HELPS]}, hurts {counts[HURTS]}, {counts[OPEN]} can't tell." if n > 1 else ""
     return f"{where}: {said}. {'; '.join(numbers)}; {heads}.{each}"
