@@ -1,4 +1,4 @@
-"""Commands of the main job: demo, ingest, encode, cohort, complete, fit, predict, search."""
+"""Commands of the main job: demo, ingest, encode, cohort, complete, fit, predict."""
 
 from __future__ import annotations
 
@@ -308,29 +308,3 @@ def predict(
         adata.write_h5ad(out / f"{name}.h5ad")
         rows.append({"slide": name, "spots": adata.n_obs, "genes": adata.n_vars, "path": str(out / f"{name}.h5ad")})
     print_result(rows, as_json)
-
-
-@app.command(
-    epilog="Example: `spared-fm search --store S --encoder stain-bank --spot slide1/AAAC-1 -k 5 --exclude slide`"
-)
-def search(
-    store: Store,
-    encoder: Annotated[str, typer.Option("--encoder", "-e", help="Encoder name or array key.", show_default=False)],
-    spot: Annotated[list[str] | None, typer.Option(help="Query spot, SLIDE/BARCODE.")] = None,
-    image: Annotated[
-        list[Path] | None, typer.Option(help="Query image file: one patch, or any image with --mpp.")
-    ] = None,
-    k: Annotated[int, typer.Option("-k", help="Results per query.")] = 10,
-    exclude: Annotated[str | None, typer.Option(help="Leave out the query's own slide or patient.")] = None,
-    slide: Annotated[list[str] | None, typer.Option(help="Slides to search, id or glob.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Weights file of the encoder, for image queries.")] = None,
-    mpp: Annotated[float | None, typer.Option(help="Microns per pixel of the query images.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Find the most similar patches (cosine, exact)."""
-    import spared_fm
-
-    rows = spared_fm.open(store).search(
-        encoder, spots=spot or [], images=image or [], k=k, exclude=exclude, slides=slide, weights=weights, mpp=mpp
-    )
-    print_result(rows.to_dict("records"), as_json)

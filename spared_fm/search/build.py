@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
     Blocks = Iterable[tuple[ArrayLike, ArrayLike]]
 
+
+class NoVectorsError(InputError):
+    """There is no finite row to index."""
+
+
 #: Largest value that half precision holds, less some room for the difference from a list's centre.
 LARGEST_HALF = 3e4
 
@@ -180,8 +185,10 @@ def write_segment(
 
     Raises
     ------
+    NoVectorsError
+        No finite rows.
     InputError
-        No rows, ids that don't ascend, vectors of another dimension, or too large for half precision.
+        Ids that don't ascend, vectors of another dimension, or too large for half precision.
     """
     path = Path(path)
     shared = Trained.open(Path(trained))
@@ -203,7 +210,7 @@ def write_segment(
             list_parts.append(ivf.quantizer.search(vectors, 1)[1][:, 0])
         rows = sum(map(len, id_parts))
         if not rows:
-            raise InputError("there are no vectors to index: encode a slide first")
+            raise NoVectorsError("there are no vectors to index: encode a slide first")
         all_ids, assigned = np.concatenate(id_parts), np.concatenate(list_parts)
         if all_ids[0] < 0 or (np.diff(all_ids) <= 0).any():
             raise InputError("the ids of a segment must ascend and not be negative: write its slides in order")

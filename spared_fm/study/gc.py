@@ -9,12 +9,13 @@ from spared_fm.errors import InputError
 from spared_fm.store.claims import CLAIMS, is_over, read_claim
 from spared_fm.store.files import COMMIT, STAGING
 from spared_fm.store.layout import DATA
+from spared_fm.study.index_open import INDEXES, leftovers
 from spared_fm.study.matrix_kept import DECLARED, PREDICTIONS, RECEIPT
 from spared_fm.study.matrix_kept import FOLDER as BENCHMARKS
 from spared_fm.study.usage import entries
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping
+    from collections.abc import Container, Iterator
 
     from spared_fm.store.layout import Layout
     from spared_fm.study.usage import Entry
@@ -35,14 +36,14 @@ WHOLE = tuple(
         # Beside a completer, <name>.training: where a training that was killed goes on.
         (rf"completers/{_NAME}/{_NAME}", CARD),
         (rf"{BENCHMARKS}/{_NAME}", DECLARED),
+        (rf"{INDEXES}/{_NAME}", CARD),
     )
 )
 """Folders that are data as a whole or not at all, outermost first, with the file that is written last and removed first."""
-TOPS = (DATA, "heads", "completers", BENCHMARKS, "indexes", CLAIMS)
+TOPS = (DATA, "heads", "completers", BENCHMARKS, INDEXES, CLAIMS)
 # Slides and columns may be called "claims" too.
 CLAIM = re.compile(rf"(?:(.+)/)?{CLAIMS}/[^/]+(?:\.\d+\.json|\.intent|\.withdrawn)")
 PREDICTED = re.compile(rf"({BENCHMARKS}/{_NAME}/{_NAME}){re.escape(PREDICTIONS)}")
-INDEX = re.compile(rf"(indexes/{_NAME})/(?:(\d+)/)?")
 
 
 def gc(
@@ -52,9 +53,8 @@ def gc(
 
     Torn is what lacks the file that makes it data, as a killed upload or removal leaves it on an object store: a slide, cohort,
     embedding or layer without ``zarr.json``, a head, a completer (or a training of one that nobody took up again) or an index
-    without ``card.json``, a benchmark without ``matrix.json``; and predictions of a benchmark's cell without its receipt. An
-    index may lie in ``indexes/<key>/`` itself or in numbered generations ``indexes/<key>/<n>/``: then the highest whole one is
-    in force, and lower ones are old.
+    without ``card.json``, a benchmark without ``matrix.json``; and predictions of a benchmark's cell without its receipt. Old is
+    a file of an index that its card does not list, or no longer.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def gc(
         The store.
     older_than
         Hours that staged, partial, torn, old and withdrawn files must have lain still, so that nothing a live writer works
-        on is touched. Claims go by their lease; nothing torn or old goes while there is a live claim in or above it.
+        on is touched. Claims go by their lease; nothing torn goes while there is a live claim in or above it.
     orphans
         Also delete chunks without a receipt that nobody claims. They are harmless, and a resumed ``encode`` writes them
         anyway; do it when nobody writes to the store.
@@ -88,6 +88,7 @@ def gc(
     found = [
         *_staging(layout, still),
         *_scattered(layout, still, orphans=orphans),
+        *(("old", key, size) for key, size in leftovers(layout, still)),
         *(("run", e.key, e.bytes) for e in entries(layout, "runs") if e.age > runs_days * 24 * HOUR),
     ]
     rows = []
@@ -123,15 +124,14 @@ def _folder_age(layout: Layout, key: str) -> float:
 
 
 def _scattered(layout: Layout, still: float, *, orphans: bool) -> Iterator[tuple[str, str, int]]:
-    """Yield leftovers among the data: torn folders, old indexes, partial files, claims, orphan chunks."""
+    """Yield leftovers among the data: torn folders, partial files, claims, orphan chunks."""
     held = {entry.key: entry for top in TOPS for entry in entries(layout, top)}
     claims = {key: read_claim(layout.files, key) for key in held if _claimed(key) is not None and key.endswith(".json")}
     live = {f"{_claimed(key)}/" for key, claim in claims.items() if not is_over(claim)}
-    indexes = _indexes(held, still)
     folders: dict[tuple[str, str], list[Entry]] = {}
     for key, entry in held.items():
         parts = key.split("/")
-        if leftover := _torn(key, held) or indexes.get(_index(key)) or _partial(key):
+        if leftover := _torn(key, held) or _partial(key):
             folders.setdefault(leftover, []).append(entry)
         elif (of := _claimed(key)) is not None:
             # A claim on a record's revision must outlast whoever is looking at it.
@@ -158,34 +158,6 @@ def _torn(key: str, keys: Container[str]) -> tuple[str, str] | None:
             return "torn", match[1]
     cell = PREDICTED.fullmatch(key)
     return ("torn", key) if cell and f"{cell[1]}{RECEIPT}" not in keys else None
-
-
-def _index(key: str) -> str:
-    """Folder of the index, or of the generation of one, that ``key`` lies in."""
-    match = INDEX.match(key)
-    return match[0].rstrip("/") if match else ""
-
-
-def _indexes(held: Mapping[str, Entry], still: float) -> dict[str, tuple[str, str]]:
-    """Find the indexes and generations that are no use, by their folder."""
-    numbers: dict[str, set[str | None]] = {}
-    for match in filter(None, map(INDEX.match, held)):
-        numbers.setdefault(match[1], set()).add(match[2])
-    found = {}
-    for index, parts in numbers.items():
-        if f"{index}/{CARD}" in held:  # all that lies in it is its own
-            continue
-        numbered = {int(n): f"{index}/{n}" for n in parts if n is not None}
-        if not numbered:
-            found[index] = ("torn", index)
-        newest = max((n for n, folder in numbered.items() if f"{folder}/{CARD}" in held), default=-1)
-        for n, folder in numbered.items():
-            if f"{folder}/{CARD}" not in held:
-                found[folder] = ("torn", folder)
-            # a reader may have opened it just before the newest came
-            elif n < newest and held[f"{numbered[newest]}/{CARD}"].age > still:
-                found[folder] = ("old", folder)
-    return found
 
 
 def _partial(key: str) -> tuple[str, str] | None:

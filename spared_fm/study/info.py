@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from spared_fm.store.embeddings import EmbeddingArray, slide_record
 from spared_fm.store.layout import TOKENS
+from spared_fm.study.index_open import overview
 from spared_fm.study.runs import last_runs
 from spared_fm.study.usage import entries, total
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def info(layout: Layout) -> dict[str, Any]:
-    """List slides with their embeddings, cohorts with their layers, and fitted heads.
+    """List slides with their embeddings, cohorts with their layers, fitted heads, and indexes.
 
     Parameters
     ----------
@@ -27,8 +28,9 @@ def info(layout: Layout) -> dict[str, Any]:
         store; slides: rows with slide, patient, split, spots, genes, image, mpp, embeddings (key → finished and planned
         chunks, bytes), bytes (of the slide without its embeddings); cohorts: rows with cohort, genes, split, split_by,
         split_label (what a score on it says), mode and fitted_on (None where an older version made it), layers, heads, bytes
-        (heads included); runs: the newest, as recorded, with stages (seconds, summed over cores) and limit (the stage that
-        held the run up); bytes: disk use by part (slides, embeddings, cohorts, heads, indexes, other) and ``total``.
+        (heads included); indexes: rows as :func:`spared_fm.study.index_open.overview` gives them; runs: the newest, as recorded,
+        with stages (seconds, summed over cores) and limit (the stage that held the run up); bytes: disk use by part (slides,
+        embeddings, cohorts, heads, indexes, other) and ``total``.
     """
     slides = []
     for slide in layout.slides():
@@ -85,6 +87,7 @@ def info(layout: Layout) -> dict[str, Any]:
         "store": str(layout.root),
         "slides": slides,
         "cohorts": cohorts,
+        "indexes": overview(layout),
         "runs": last_runs(layout),
         "bytes": use,
     }

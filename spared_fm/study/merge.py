@@ -30,7 +30,7 @@ FITTED = {"head": "heads", "completer": "completers"}
 def merge(layout: Layout, other: Layout, *, progress: bool = False) -> list[dict[str, Any]]:
     """Copy what ``other`` has and this store lacks; embeddings chunk by chunk, each checked against its receipt.
 
-    Run it again after a kill: what is there stays. ``other`` is only read.
+    Run it again after a kill: what is there stays. ``other`` is only read. Indexes are not copied: run ``index`` afterwards.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Rm: remove slides, embeddings, cohorts, heads and benchmarks."""
+"""Rm: remove slides, embeddings with their index, cohorts, heads and benchmarks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from spared_fm.errors import InputError
 from spared_fm.store.layout import key_name
 from spared_fm.study import matrix_kept
 from spared_fm.study.encode import choose_slides
+from spared_fm.study.index_open import INDEXES, folder
 from spared_fm.study.usage import total
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def rm(
     given                 removed
     ====================  ======================================================
     slides                the slides with their embeddings
-    encoder               these embeddings of all slides
+    encoder               these embeddings of all slides, and their index
     slides and encoder    these embeddings of these slides
     cohort                the cohort with what completes it
     cohort and head       that fitted head of the cohort
@@ -126,7 +127,10 @@ def _embeddings(layout: Layout, slides: list[str], encoder: str) -> list[tuple[s
         doomed += [("embedding", f"{slide}/{key}", layout.embedding(slide, key)) for key in fits]
     if not doomed:
         raise InputError(f"{layout.root}: none of the {len(slides)} slides has embeddings of {encoder!r}")
-    return doomed
+    gone = {name.partition("/")[2] for _, name, _ in doomed}
+    others = {key for slide in layout.slides() if slide not in slides for key in layout.embeddings(slide)}
+    # Before what it is of: an index that is left alone can't be brought up to date.
+    return [("index", key, folder(key)) for key in layout.files.list(INDEXES) if key in gone - others] + doomed
 
 
 def _cohort(layout: Layout, cohort: str, force: bool) -> list[tuple[str, str, str]]:

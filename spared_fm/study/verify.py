@@ -37,14 +37,14 @@ def verify(
     device: str = "cpu",
     progress: bool = False,
 ) -> list[Row]:
-    """Check every stored chunk against its receipt, cohorts against their slides, and heads against their checksums.
+    """Check every stored chunk against its receipt, cohorts against their slides, heads and indexes against their checksums.
 
     Parameters
     ----------
     layout
         The store.
     slides
-        Glob or ids; by default all slides. Cohorts and heads are checked only when neither this nor ``encoder`` is given.
+        Glob or ids; by default all slides. Cohorts, heads and indexes are checked when neither this nor ``encoder`` is given.
     encoder
         Encoder name or array key; by default all arrays.
     repair
@@ -60,10 +60,10 @@ def verify(
     Returns
     -------
     list of dict
-        One row per problem: slide (or cohort), key (array, or head run), chunk (None for a whole array, cohort or head), kind
-        (see :class:`spared_fm.store.verify.Problem`; also ``array``, ``drift``, ``head``, and ``absent``: patches that could
-        not be read, which is no damage, and which a repair tries again), problem (one line), and after a repair ``repaired``
-        and ``note``. Empty when all is well. Chunks not yet encoded are no problem.
+        One row per problem: slide (or cohort), key (array, index, or head run), chunk (None for a whole array, cohort, index or
+        head), kind (see :class:`spared_fm.store.verify.Problem`; also ``array``, ``drift``, ``head``, ``index``, and ``absent``:
+        patches that could not be read, which is no damage, and which a repair tries again), problem (one line), and after a
+        repair ``repaired`` and ``note``. Empty when all is well. Chunks not yet encoded are no problem.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def verify(
             rows += found
             advance(array.n_chunks)
     if slides is None and encoder is None:
-        rows += [*_drift(layout), *_heads(layout)]
+        rows += [*_drift(layout), *_heads(layout), *_indexes(layout)]
     return rows
 
 
@@ -154,6 +154,14 @@ def _heads(layout: Layout) -> Iterator[Row]:
             problem = _head_problem(layout, layout.head(cohort, run))
             if problem:
                 yield _row(None, run, None, "head", f"head {cohort}/{run} {problem}; fit it again", cohort=cohort)
+
+
+def _indexes(layout: Layout) -> Iterator[Row]:
+    """Yield indexes that are damaged, or not of what the store holds."""
+    from spared_fm.study.index_open import problems
+
+    for key, problem in problems(layout):
+        yield _row(None, key, None, "index", problem)
 
 
 def _head_problem(layout: Layout, folder: str) -> str | None:

@@ -85,8 +85,8 @@ def main() -> None:
             for k in (0, 2):
                 array.write_chunk(k, np.full((2, 3), k + 1.0), device="cpu")
         for slide in layout.slides():
-            layout.set_attributes(layout.slide(slide), older(layout.attributes(layout.slide(slide)) or {}))
-        layout.set_attributes(DATA, {"format_version": 0})
+            layout.update_attributes(layout.slide(slide), older)
+        layout.update_attributes(DATA, lambda _: {"format_version": 0})
         with zipfile.ZipFile(OUT, "w", zipfile.ZIP_DEFLATED) as out:
             for path in sorted((folder / "store").rglob("*")):
                 name = path.relative_to(folder / "store").as_posix()

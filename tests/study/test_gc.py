@@ -162,12 +162,21 @@ WHOLE = {
     "benchmarks/b/done.json",
     "benchmarks/b/done.safetensors",
     "benchmarks/b/skipped.json",
-    "indexes/k/card.json",
-    "indexes/k/index.faiss",
-    "indexes/k/1/loose",
-    "indexes/g/10/card.json",
-    "indexes/g/10/index.faiss",
-    "indexes/g/current",
+    "indexes/damaged/card.json",  # what it was of can't be told
+    "indexes/damaged/segment-1.faiss",
+    "indexes/k/trained-1.faiss",
+    "indexes/k/segment-2.faiss",
+}
+CARD_OF_K = {
+    "format": 1,
+    "key": "k",
+    "recipe_id": "",
+    "metric": "cosine",
+    "standardize": False,
+    "plan": {},
+    "slides": [],
+    "trained": {"file": "trained-1.faiss"},
+    "segments": [{"file": "segment-2.faiss"}],
 }
 TORN = {
     f"{SLIDES}/gone": {"obs/zarr.json", "obsm/k/zarr.json", "obsm/k/receipts/0.json", "obsm/k/c/0/0"},
@@ -179,24 +188,24 @@ TORN = {
     "completers/c/gone": {"tensors.safetensors"},
     "completers/c/gone.training": {"last.ckpt", "log/events"},
     "benchmarks/gone": {"done.json", "done.safetensors"},
-    "indexes/gone": {"index.faiss", "part/ids"},
-    "indexes/g/11": {"index.faiss"},
+    "indexes/gone": {"trained-1.faiss", "segment-1.faiss"},
 }
-OLD = {"indexes/g/9": {"card.json", "index.faiss"}}
+OLD = {"indexes/k/trained-0.faiss", "indexes/k/segment-1.faiss", "indexes/k/.segment-3.faiss.ab.part"}
 
 
-def test_torn_folders_and_old_indexes_go_by_age(empty: Layout, later: Callable[[float], None]):
-    doomed = {f"{folder}/{name}" for folder, names in (TORN | OLD).items() for name in names}
+def test_torn_folders_and_old_files_of_indexes_go_by_age(empty: Layout, later: Callable[[float], None]):
+    doomed = {f"{folder}/{name}" for folder, names in TORN.items() for name in names} | OLD
     fill(empty, *WHOLE, *doomed)
+    empty.files.replace("indexes/k/card.json", json.dumps(CARD_OF_K).encode())
     assert gc(empty) == [], "all of it is new"
     later(48)
     listed = gc(empty, dry_run=True)
-    assert left(empty) == WHOLE | doomed
+    assert left(empty) == WHOLE | doomed | {"indexes/k/card.json"}
     expected = {("torn", name): 5 * len(names) for name, names in TORN.items()}
-    expected |= {("old", name): 5 * len(names) for name, names in OLD.items()}
+    expected |= {("old", name): 5 for name in OLD}
     assert {(row["kind"], row["name"]): row["bytes"] for row in listed} == expected
     assert [{**row, "removed": False} for row in gc(empty)] == listed
-    assert left(empty) == WHOLE
+    assert left(empty) == WHOLE | {"indexes/k/card.json"}
     assert gc(empty) == []
 
 
@@ -211,11 +220,11 @@ def test_predictions_without_a_receipt_go_by_age(empty: Layout, later: Callable[
 
 def test_a_torn_folder_in_which_something_changed_stays(copy: Callable[[], Study]):
     study = copy()
-    for hours, name in ((48, "heads/c/busy/a"), (1, "heads/c/busy/b"), (48, "indexes/g/1/card.json")):
-        put(study, name, hours=hours)
-    put(study, "indexes/g/2/card.json", hours=1)
-    assert gc(study.layout) == [], "a reader may have opened generation 1 before 2 was there"
-    assert [row["name"] for row in gc(study.layout, older_than=0.5)] == ["heads/c/busy", "indexes/g/1"]
+    for folder in ("heads/c/busy", "indexes/busy"):  # an index that is being built
+        put(study, f"{folder}/a", hours=48)
+        put(study, f"{folder}/b", hours=1)
+    assert gc(study.layout) == []
+    assert [row["name"] for row in gc(study.layout, older_than=0.5)] == ["heads/c/busy", "indexes/busy"]
 
 
 @pytest.mark.parametrize("guard", [f"{SLIDES}/gone/obsm/k", f"{SLIDES}/gone"])
@@ -232,14 +241,13 @@ def test_a_live_claim_guards_a_torn_folder(empty: Layout, later: Callable[[float
 
 
 def test_a_live_claim_on_a_slide_guards_its_torn_arrays(empty: Layout, later: Callable[[float], None]):
-    fill(empty, f"{SLIDES}/s/zarr.json", f"{SLIDES}/s/obsm/gone/c/0/0", "indexes/g/1/index.faiss")
-    claims = [acquire(empty.files, f"{folder}/claims", "0", 3600 * 100) for folder in (f"{SLIDES}/s", "indexes/g")]
+    fill(empty, f"{SLIDES}/s/zarr.json", f"{SLIDES}/s/obsm/gone/c/0/0")
+    claim = acquire(empty.files, f"{SLIDES}/s/claims", "0", 3600 * 100)
+    assert claim is not None
     later(48)
     assert gc(empty) == []
-    for claim in claims:
-        assert claim is not None
-        claim.release()
-    assert sorted(row["name"] for row in gc(empty)) == [f"{SLIDES}/s/obsm/gone", "indexes/g/1"]
+    claim.release()
+    assert [row["name"] for row in gc(empty)] == [f"{SLIDES}/s/obsm/gone"]
 
 
 def test_an_upload_taken_up_again_stays(empty: Layout, later: Callable[[float], None], monkeypatch: pytest.MonkeyPatch):

@@ -220,7 +220,9 @@ def test_pixels_of_the_image_or_of_the_spots(fresh: Study, tmp_path: Path):
     node = fresh.layout.slide(SLIDE)
     record = fresh.layout.attributes(node)
     assert record is not None
-    fresh.layout.set_attributes(node, {**record, "image": {**record["image"], "kind": "hires", "scale": 0.25}})
+    fresh.layout.update_attributes(
+        node, lambda _: {**record, "image": {**record["image"], "kind": "hires", "scale": 0.25}}
+    )
     vectors, side = vectors_of(fresh), SIDE_UM / record["mpp"]
     spots = fresh.slide(SLIDE).obsm["spatial"]
     (tmp_path / "image").mkdir()
@@ -255,7 +257,7 @@ def test_a_slide_without_an_image(fresh: Study, tmp_path: Path):
     path = trident(tmp_path / f"{SLIDE}.h5", vectors_of(fresh), corners_of(fresh), mpp)
     record = fresh.layout.attributes(node)
     assert record is not None
-    fresh.layout.set_attributes(node, {**record, "image": None, "mpp": None})
+    fresh.layout.update_attributes(node, lambda _: {**record, "image": None, "mpp": None})
     with pytest.raises(InputError, match=r"no scale \(it has no image\): pass --mpp"):
         import_features(fresh.layout, path, encoder="uni")
     [row] = import_features(fresh.layout, path, encoder="uni", mpp=mpp)

@@ -84,7 +84,7 @@ def test_stopped_half_way(old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_newer_format_is_refused(old: Path):
     layout = Layout.open(old, older=True)
-    layout.set_attributes(DATA, {"format_version": FORMAT_VERSION + 1})
+    layout.update_attributes(DATA, lambda _: {"format_version": FORMAT_VERSION + 1})
     with pytest.raises(InputError, match="newer"):
         migrate(old)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,20 @@ def test_embeddings_of_one_slide_and_of_all(copy: Callable[[], Study]):
     assert [row["name"] for row in rm(study.layout, encoder=KEY)] == [f"{slide}/{KEY}" for slide in others]
     with pytest.raises(InputError, match="none of the 3 slides"):
         rm(study.layout, encoder=KEY)
+
+
+def test_an_index_goes_with_the_last_of_its_embeddings(copy: Callable[[], Study]):
+    study = copy()
+    study.index(KEY)
+    place = study.layout.files.path(f"indexes/{KEY}")
+    shutil.copytree(place, place.with_name(f"{KEY}@90um"))  # of other embeddings
+    first, *others = study.slides
+    assert [row["kind"] for row in rm(study.layout, slides=first, encoder=KEY)] == ["embedding"]
+    listed = rm(study.layout, encoder=KEY, dry_run=True)
+    size = sum(path.stat().st_size for path in place.iterdir())
+    assert listed[0] == {"kind": "index", "name": KEY, "bytes": size, "removed": False}
+    assert [row["name"] for row in rm(study.layout, slides=others, encoder=KEY)] == [row["name"] for row in listed]
+    assert study.layout.files.list("indexes") == [f"{KEY}@90um"]
 
 
 def test_several_arrays_of_one_encoder_are_told_apart(copy: Callable[[], Study]):

@@ -153,16 +153,16 @@ def test_what_can_not_be_repaired_here_is_refused_before_anything_is_withdrawn(d
     node = damaged.layout.embedding(slide, KEY)
     attributes = damaged.layout.attributes(node)
     assert attributes is not None
-    damaged.layout.set_attributes(
-        node, {**attributes, "recipe": {**attributes["recipe"], "weights": "sha256:of a file"}}
+    damaged.layout.update_attributes(
+        node, lambda _: {**attributes, "recipe": {**attributes["recipe"], "weights": "sha256:of a file"}}
     )
     with pytest.raises(InputError, match="--weights"):
         verify(damaged.layout, repair=True)
-    damaged.layout.set_attributes(node, attributes)
+    damaged.layout.update_attributes(node, lambda _: attributes)
     record = damaged.layout.attributes(damaged.layout.slide(slide))
     assert record is not None
-    damaged.layout.set_attributes(
-        damaged.layout.slide(slide), {**record, "image": {**record["image"], "path": "/gone.jpg"}}
+    damaged.layout.update_attributes(
+        damaged.layout.slide(slide), lambda _: {**record, "image": {**record["image"], "path": "/gone.jpg"}}
     )
     with pytest.raises(InputError, match="can't be read"):
         verify(damaged.layout, repair=True)
@@ -195,11 +195,11 @@ def test_drift_of_a_cohort_and_of_an_array(damaged: Study):
     slide = damaged.slides[0]
     record = damaged.layout.attributes(damaged.layout.slide(slide))
     assert record is not None
-    damaged.layout.set_attributes(damaged.layout.slide(slide), {**record, "counts_digest": "other"})
+    damaged.layout.update_attributes(damaged.layout.slide(slide), lambda _: {**record, "counts_digest": "other"})
     [row] = verify(damaged.layout)
     assert (row["kind"], row["slide"], row["cohort"]) == ("drift", slide, "c")
     assert "counts_digest" in row["problem"]
-    damaged.layout.set_attributes(damaged.layout.slide(slide), {**record, "fingerprint": "other"})
+    damaged.layout.update_attributes(damaged.layout.slide(slide), lambda _: {**record, "fingerprint": "other"})
     rows = verify(damaged.layout, repair=True)
     assert [(row["kind"], row.get("cohort")) for row in rows] == [("drift", None), ("drift", "c")]
     assert rows[0]["repaired"] is False
