@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from spared_fm import __version__
-from spared_fm.cli import benchmark, datasets, encoders, exchange, house, work
+from spared_fm.cli import benchmark, datasets, encoders, exchange, explore, house, search, work
 from spared_fm.errors import InputError
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ app = typer.Typer(
     epilog="Add `--debug` anywhere to see a traceback. Try `spared-fm demo` first.",
 )
 
-for part in (work.app, exchange.app, house.app):
+for part in (work.app, search.app, explore.app, exchange.app, house.app):
     app.registered_commands += part.registered_commands
 for group in (benchmark.app, encoders.app, datasets.app):
     app.add_typer(group)

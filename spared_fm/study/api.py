@@ -70,11 +70,11 @@ class Study:
         grid, values = array.attributes["tokens"], array.read(rows)
         return values.reshape(len(values), grid, grid, -1)
 
-    def cohort_data(self, name: str) -> ad.AnnData:
+    def cohort_data(self, name: str, layers: Sequence[str] | None = None) -> ad.AnnData:
         """Read a cohort: spots × panel genes with its registered layers."""
         from spared_fm.study.cohort import cohort_data
 
-        return cohort_data(self.layout, name)
+        return cohort_data(self.layout, name, layers)
 
     def ingest(self, path: str | Path, **options: Any) -> list[dict[str, Any]]:
         """Add the slides at ``path``; see :func:`spared_fm.study.ingest.ingest`."""
@@ -209,19 +209,40 @@ class Study:
 
         return show(self.layout, name)
 
+    def report_benchmark(self, name: str, path: str | Path, **options: Any) -> dict[str, Any]:
+        """Write a declared benchmark's report; see :func:`spared_fm.study.matrix_report.report`."""
+        from spared_fm.study.matrix_report import report
+
+        return report(self.layout, name, path, **options)
+
     def benchmark_table(self, name: str) -> str:
         """Write that table as parquet; see :func:`spared_fm.study.matrix.table`."""
         from spared_fm.study.matrix import table
 
         return table(self.layout, name)
 
+    def index(self, encoder: str, **options: Any) -> dict[str, Any]:
+        """Make an index, or bring it up to date; see :func:`spared_fm.study.index.index`."""
+        from spared_fm.study.index import index
+
+        return index(self.layout, encoder, **options)
+
     def search(self, encoder: str, **options: Any) -> pd.DataFrame:
-        """Find similar patches; see :func:`spared_fm.study.search.search`."""
+        """Find similar patches; see :func:`spared_fm.study.search.search`. One row per result."""
         import pandas as pd
 
-        from spared_fm.study.search import search
+        from spared_fm.study.search import COLUMNS, search
 
-        return pd.DataFrame(search(self.layout, encoder, **options))
+        rows = search(self.layout, encoder, **options)
+        return pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
+
+    def transfer(self, encoder: str, **options: Any) -> pd.DataFrame:
+        """Transfer a label or expression; see :func:`spared_fm.study.transfer.transfer`. One row per query."""
+        import pandas as pd
+
+        from spared_fm.study.transfer import transfer
+
+        return pd.DataFrame(transfer(self.layout, encoder, **options))
 
     def info(self) -> dict[str, Any]:
         """Say what the store holds; see :func:`spared_fm.study.info.info`."""

@@ -1,0 +1,53 @@
+"""Fifty clients at a time over 10⁵ patches; the server is a process of its own."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.explore.big_store import KEY, build
+from tests.explore.clients import search_load
+
+CLIENTS, SECONDS, P95_S = 50, 60.0, 0.3
+SLIDES, SPOTS, DIM = 20, 5_000, 384
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[int]:
+    store = build(tmp_path / "store", slides=SLIDES, spots=SPOTS, dim=DIM)
+    command = [sys.executable, "-m", "spared_fm", "explore", "--store", str(store), "--port", "0", "--no-browser"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        found = re.search(r"127\.0\.0\.1:(\d+)", server.stdout.readline())
+        assert found is not None
+        yield int(found[1])
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+@pytest.mark.full
+def test_fifty_clients_are_answered_in_time(port: int) -> None:
+    chance = random.Random(0)
+
+    def body() -> dict[str, Any]:
+        spot = f"s{chance.randrange(SLIDES):02d}/b{chance.randrange(SPOTS):05d}-1"
+        more: list[dict[str, Any]] = [{}, {"exclude": "slide"}, {"exclude": "patient", "columns": ["cluster"]}]
+        return {"encoder": KEY, "spots": [spot], "k": 10, **chance.choice(more)}
+
+    search_load(port, clients=4, seconds=10, body=body)  # what is read once
+    seen = search_load(port, clients=CLIENTS, seconds=SECONDS, body=body)
+    seconds = np.array([took for _, took in seen])
+    p50, p95 = np.percentile(seconds, [50, 95])
+    print(f"{len(seen)} answers in {SECONDS:g} s, p50 {1000 * p50:.0f} ms, p95 {1000 * p95:.0f} ms")
+    assert {status for status, _ in seen} == {200}
+    assert p95 <= P95_S
