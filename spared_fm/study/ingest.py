@@ -55,7 +55,7 @@ def ingest(
         Folder with ``counts.h5ad`` and ``image.*``, a Space Ranger ``outs/`` (or its parent), a counts-only ``.h5ad``, an
         ``.h5ad`` of SpaRED's with its patches, or an image without spots.
     slide
-        Slide id, for a path that holds one slide; by default from the path (DESIGN §1).
+        Slide id, for a path that holds one slide; by default from the path.
     patient, split
         Labels kept with the slide; ``split`` is ``train``, ``val`` or ``test``.
     mpp
