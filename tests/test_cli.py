@@ -143,7 +143,8 @@ def test_the_whole_job(tmp_path: Path, synthetic_slides: Path):
     rows = ok(
         "search", "--encoder", "stain-bank", "--spot", f"synthetic_p1_s1/{barcode}", "-k", 3, "--exclude", "slide"
     )
-    assert [set(row) for row in rows] == [{"query", "rank", "spot", "slide", "similarity"}] * 3
+    columns = {"query", "rank", "spot", "slide", "patient", "x", "y", "similarity"}
+    assert [set(row) for row in rows] == [columns] * 3
     assert len(ok("info")["slides"]) == 3
     table = run("info", "--store", store)
     assert "synthetic_p1_s1" in table.stdout

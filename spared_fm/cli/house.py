@@ -31,6 +31,8 @@ def info(store: Store, as_json: AsJson = False) -> None:
     ]
     print_result(rows, False)
     print_result([{**row, "split": None} for row in found["cohorts"]], False)
+    if found["indexes"]:
+        print_result(found["indexes"], False)
     print_result([_run_row(run) for run in found["runs"]], False)
 
 
@@ -154,9 +156,10 @@ def doctor(
     offline: Annotated[
         bool, typer.Option("--offline", help="Instead prove that no network socket is opened, at import and at run.")
     ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave the self-test out.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how far vectors move with batch size, threads and precision here, and describe the machine."""
+    """Say whether this machine is fit: versions, devices, disk, encoders, how far vectors move, a one-minute self-test."""
     if offline:
         from spared_fm.study.offline import offline as prove
 
@@ -168,11 +171,20 @@ def doctor(
     from spared_fm.store.layout import Layout
     from spared_fm.study.doctor import doctor as run
 
-    found = run(encoder, store=Layout.open(store) if store else None, weights=weights, device=device)
+    found = run(
+        encoder, store=Layout.open(store) if store else None, weights=weights, device=device, self_test=not quick
+    )
     if as_json:
         print_result(found, as_json)
-        return
-    print_result(found["machine"], False)
-    if found["disk"]:
-        print_result(found["disk"], False)
-    print_result(found["moves"], False)
+    else:
+        print_result(found["machine"] | {"warnings": found["warnings"]}, False)
+        if found["disk"]:
+            print_result(found["disk"], False)
+        typer.echo(f"encoders that run here without a network: {', '.join(found['encoders_ready'])}")
+        print_result(found["moves"], False)
+        print_result(found["self_test"], False)
+    if found["problems"]:
+        others = f" (and {len(found['problems']) - 1} more: --json)" if len(found["problems"]) > 1 else ""
+        raise InputError(f"{found['problems'][0]}{others}")
+    if not as_json:
+        typer.echo("this machine is fit")

@@ -1,17 +1,20 @@
-"""Doctor: this machine, and how far embeddings move on it when only the way of computing changes."""
+"""Doctor: whether this machine is fit: what it has, how far embeddings move on it, and whether a small study comes out right."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import platform
+import shutil
 import tempfile
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from spared_fm.errors import InputError
 
 if TYPE_CHECKING:
     from spared_fm.encoders.builder import Encoder
@@ -23,6 +26,8 @@ HALVES = ("bfloat16", "float16")
 PATCHES = 32
 PATCH_PX = 224
 DISK_MIB = 64
+SLOW_MIB_S, LITTLE_GIB = 50.0, 5.0
+"""A disk slower than this holds encoding up; with less room than this a cohort of slides may not fit."""
 PACKAGES = ("spared-fm", "torch", "timm", "numpy", "zarr", "anndata", "dask", "openslide-python", "tifffile")
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
@@ -35,8 +40,9 @@ def doctor(
     seed: int = 0,
     device: str = "cpu",
     disk_mib: int = DISK_MIB,
+    self_test: bool = True,
 ) -> dict[str, Any]:
-    """Measure how far an encoder's vectors move with batch size, threads and precision here, and describe the machine.
+    """Describe the machine, measure how far an encoder's vectors move on it, and run a small study to the end.
 
     Parameters
     ----------
@@ -46,13 +52,17 @@ def doctor(
         Where to measure the disk (a local store); by default the folder for temporary files.
     disk_mib
         MiB to write for that, at most 64.
+    self_test
+        Run the small study, too (see :func:`spared_fm.study.doctor_steps.self_test`).
 
     Returns
     -------
     dict
         ``machine``: versions, python, platform, cores, devices, thread settings; ``disk``: folder, mib, mib_per_second
-        (written and flushed); ``encoder``, ``patches``; ``moves``: rows with setting, max_abs, max_relative (largest distance
-        of a row, as a share of the row's norm), min_cosine, identical, against float32 in batches of 32 with one thread.
+        (written and flushed), free_gib; ``encoders_ready``: those that run here without a network; ``encoder``, ``device``,
+        ``patches``; ``moves``: rows with setting, max_abs, max_relative (largest distance of a row, as a share of the row's
+        norm), min_cosine, identical, against float32 in batches of 32 with one thread; ``self_test``: its steps;
+        ``problems``: what is wrong, a line each; ``warnings``: what is not wrong and may hold up.
 
     Raises
     ------
@@ -61,16 +71,21 @@ def doctor(
     """
     from spared_fm.encoders.builder import build
     from spared_fm.encoders.spec import resolve
+    from spared_fm.study.doctor_steps import self_test as run_steps
 
     built = build(resolve(encoder, weights, seed=seed), device=device)
-    return {
+    ready, problems = _ready()
+    found: dict[str, Any] = {
         "machine": machine(),
         "disk": disk(store, min(disk_mib, DISK_MIB)),
+        "encoders_ready": ready,
         "encoder": encoder,
         "device": device,
         "patches": PATCHES,
         "moves": moves(built),
+        "self_test": run_steps() if self_test else [],
     }
+    return found | {"problems": [*_unmet(), *problems, *_wrong(found)], "warnings": _slow(found)}
 
 
 def moves(encoder: Encoder) -> list[dict[str, Any]]:
@@ -163,7 +178,8 @@ def disk(store: Layout | None, mib: int) -> dict[str, Any] | None:
         file.flush()
         os.fsync(file.fileno())
         seconds = time.perf_counter() - started
-    return {"folder": str(root), "mib": mib, "mib_per_second": round(mib / seconds, 1)}
+    free = shutil.disk_usage(root).free / (1 << 30)
+    return {"folder": str(root), "mib": mib, "mib_per_second": round(mib / seconds, 1), "free_gib": round(free, 1)}
 
 
 def _version(name: str) -> str | None:
@@ -171,3 +187,54 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _ready() -> tuple[list[str], list[str]]:
+    """Find encoders that run here without a network, and what is wrong with the user's list of weights."""
+    from spared_fm.study.encoders import encoders
+
+    try:
+        return [row["name"] for row in encoders(ready=True)], []
+    except InputError as error:
+        return [], [str(error)]
+
+
+def _unmet() -> list[str]:
+    """Find required packages that are not here, or not in a version that is known to work."""
+    from packaging.requirements import Requirement
+
+    found = []
+    for requirement in map(Requirement, requires("spared-fm") or []):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        here = _version(requirement.name)
+        if here is None or not requirement.specifier.contains(here, prereleases=True):
+            found.append(f"{requirement.name} is {here or 'not installed'}; pip install '{requirement}'")
+    return found
+
+
+def _wrong(found: dict[str, Any]) -> list[str]:
+    """Say what the measurements find wrong."""
+    problems = [f"self-test, {row['step']}: {row['text']}" for row in found["self_test"] if not row["ok"]]
+    repeated = next(row for row in found["moves"] if row["setting"] == "repeated")
+    if found["device"] == "cpu" and not repeated["identical"]:
+        problems.append(
+            "the same patches, encoded twice the same way, give other vectors: look at the memory and the BLAS"
+        )
+    return problems
+
+
+def _slow(found: dict[str, Any]) -> list[str]:
+    """Say what is not wrong, and may hold up."""
+    machine, disk = found["machine"], found["disk"]
+    notes = []
+    if machine["torch_threads"] > machine["cores_usable"]:
+        notes.append(
+            f"torch takes {machine['torch_threads']} threads, {machine['cores_usable']} cores may be used: "
+            f"set OMP_NUM_THREADS={machine['cores_usable']}"
+        )
+    if disk and disk["mib_per_second"] < SLOW_MIB_S:
+        notes.append(f"{disk['folder']} takes {disk['mib_per_second']} MiB per second; a local disk is quicker")
+    if disk and disk["free_gib"] < LITTLE_GIB:
+        notes.append(f"{disk['folder']} has {disk['free_gib']} GiB left")
+    return notes
