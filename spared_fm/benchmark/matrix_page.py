@@ -34,7 +34,7 @@ from spared_fm.benchmark.page import Ranged, Table, table_context, write_page
 from spared_fm.benchmark.report import COLOURS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 NAMES = {"pcc_gene": "PCC-Gene", "mse": "MSE"}
@@ -102,6 +102,7 @@ def write_matrix_page(
     sections: Sequence[Section],
     gates: Sequence[Mapping[str, Any]] = (),
     missing: Sequence[Mapping[str, Any]] = (),
+    finish: Callable[[str], str] | None = None,
 ) -> None:
     """Write the page.
 
@@ -120,6 +121,8 @@ def write_matrix_page(
         none.
     missing
         Rows cohort, encoder, head, target, status, reason of the cells without a result.
+    finish
+        See :func:`spared_fm.benchmark.page.write_page`.
 
     Raises
     ------
@@ -140,7 +143,7 @@ def write_matrix_page(
         "ramp": ", ".join(COLOURS),
         "turning": ", ".join(TURNING),
     }
-    write_page(path, "matrix_page.html.j2", context)
+    write_page(path, "matrix_page.html.j2", context, finish)
 
 
 def published() -> list[dict[str, Any]]:

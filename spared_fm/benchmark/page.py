@@ -92,7 +92,9 @@ def table_context(table: Table) -> dict[str, Any]:
     }
 
 
-def write_page(path: str | Path, template: str, context: Mapping[str, Any]) -> None:
+def write_page(
+    path: str | Path, template: str, context: Mapping[str, Any], finish: Callable[[str], str] | None = None
+) -> None:
     """Render a template of this package and replace the file as a whole, or leave it as it was.
 
     Parameters
@@ -103,6 +105,8 @@ def write_page(path: str | Path, template: str, context: Mapping[str, Any]) -> N
         File name. Templates extend ``page.html.j2``, which takes ``title``, ``notice`` and ``facts``.
     context
         What the template takes. All of it is escaped.
+    finish
+        Makes the page that is written of the one that was rendered.
 
     Raises
     ------
@@ -117,6 +121,8 @@ def write_page(path: str | Path, template: str, context: Mapping[str, Any]) -> N
         lstrip_blocks=True,
     )
     text = environment.get_template(template).render(context)
+    if finish is not None:
+        text = finish(text)
     try:
         with replaced(Path(path)) as file:
             file.write(text.encode())

@@ -97,12 +97,18 @@ def report(
     name: Annotated[str, typer.Argument(help="The benchmark's name.")],
     store: Store,
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")],
+    anonymise: Annotated[
+        bool,
+        typer.Option(
+            "--anonymise", help="Neutral names for slides and patients; reasons, which may name files, left out."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a declared benchmark's report: tables with intervals, answers, plots, published figures beside ours."""
     import spared_fm
 
-    found = spared_fm.open(store).report_benchmark(name, out, progress=True)
+    found = spared_fm.open(store).report_benchmark(name, out, anonymise=anonymise, progress=True)
     if as_json:
         print_result(found, as_json)
         return

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 ENCODER = "stain-bank"
 SLIDES = 3
-LEAST_PCC, MOST_BY_CHANCE = 0.25, 0.15
-"""Ridge reaches 0.4 on these slides and 0.0 on shuffled pairs."""
+KNOWN_PCC, WITHIN, MOST_BY_CHANCE = 0.257, 0.03, 0.15
+"""PCC-Gene of ridge on these slides, and how far libraries of other versions may move it; on shuffled pairs it is 0.08."""
 
 
 def self_test() -> list[dict[str, Any]]:
@@ -98,8 +98,8 @@ def _fit(study: Study, folder: Path) -> str:
             study.benchmark("doctor", encoders=[ENCODER], heads=["ridge"], shuffle_seed=seed) for seed in (None, 0)
         )
     )
-    _expect(scores >= LEAST_PCC, f"ridge has PCC-Gene {scores:.3f}; it should be at least {LEAST_PCC}")
-    _expect(abs(chance) <= MOST_BY_CHANCE, f"shuffled pairs have PCC-Gene {chance:.3f}; it should be about 0")
+    _expect(abs(scores - KNOWN_PCC) <= WITHIN, f"ridge has PCC-Gene {scores:.3f}; it should be about {KNOWN_PCC}")
+    _expect(abs(chance) <= MOST_BY_CHANCE, f"shuffled pairs have PCC-Gene {chance:.3f}; that is more than chance")
     run = study.fit("doctor", encoder=ENCODER)["run"]
     predicted = study.predict("doctor", run)
     _expect(len(predicted) == SLIDES, f"the saved head predicted {len(predicted)} of {SLIDES} slides")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from spared_fm.benchmark.metrics import gene_scores
 from spared_fm.benchmark.report import LOGNORM_UNIT, Overlay
 from spared_fm.errors import InputError
 from spared_fm.store.embeddings import slide_record
+from spared_fm.study.anonymise import hidden, names_of, neutral, neutral_place
 from spared_fm.study.evaluate import join
 from spared_fm.study.matrix import show
 from spared_fm.study.matrix_cells import SCORES
@@ -59,6 +61,7 @@ def report(
     *,
     genes_shown: int = 6,
     n_resamples: int = 1000,
+    anonymise: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Write the report of a benchmark from what its cells kept; cells without a result are listed with their reasons.
@@ -75,6 +78,8 @@ def report(
         Maps of a target at most: the best and the median gene, slide after slide.
     n_resamples
         Of the bootstrap.
+    anonymise
+        Give slides and patients neutral names, in what is returned too; leave out reasons, which may name files.
     progress
         Show a bar.
 
@@ -88,7 +93,8 @@ def report(
     Raises
     ------
     InputError
-        No such benchmark, no cell with a result, predictions that are damaged, or a file that can't be written.
+        No such benchmark, no cell with a result, predictions that are damaged, a file that can't be written, or, with
+        `anonymise`, a page that would still name a file.
     """
     from spared_fm.extract.task import cores
 
@@ -122,29 +128,36 @@ def report(
         _section(layout, name, one, results, rows, entries[0], genes_shown, n_resamples) for one in whole.values()
     ]
     status = {key: sum(row["status"] == key for row in first.values()) for key in {r["status"] for r in rows}}
-    write_matrix_page(
-        path,
-        title=f"spared-fm benchmark: {name}",
-        notice=_notice(protocol, places.values(), whole.values()),
-        facts=_facts(protocol, entries, places.values(), status, n_resamples),
-        findings=findings,
-        sections=sections,
-        gates=[row for place in places.values() for row in _gates(layout, place, results)],
-        missing=[
+    title, shown_places, finish = name, list(places.values()), None
+    if anonymise:
+        given = names_of(places, name)
+        title, shown_places = given.chosen[name], [neutral_place(place, given) for place in shown_places]
+        finish = partial(hidden, given=given)
+    page: dict[str, Any] = {
+        "title": f"spared-fm benchmark: {title}",
+        "notice": _notice(protocol, shown_places, whole.values()),
+        "facts": _facts(protocol, entries, shown_places, status, n_resamples),
+        "findings": findings,
+        "sections": sections,
+        "gates": [row for place in places.values() for row in _gates(layout, place, results)],
+        "missing": [
             {**row, "reason": row["error"] or _NO_REASON[row["status"]]}
             for row in reversed(first.values())
             if row["score"] is None
         ],
-    )
+    }
+    if anonymise:
+        page = neutral(page, given)
+    write_matrix_page(path, **page, finish=finish)
     return {
-        "benchmark": name,
+        "benchmark": title,
         "protocol": protocol,
         "report": str(path),
         "cells": status,
         "resamples": n_resamples,
         "answers": [
             {"said": sentence(one), **one.mean.plain(), "heads": [head.plain() for head in one.heads]}
-            for one in findings
+            for one in page["findings"]
         ],
     }
 

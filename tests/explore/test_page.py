@@ -99,6 +99,8 @@ def test_a_real_slide_a_gene_a_spot_and_its_neighbours_elsewhere(look, real):
     at.page.locator("#results > li").nth(breast).get_by_role("button", name="beside").click()
     at.settle()
     assert at.state()["b.slide"] == "her2st_C3"
+    shown = at.page.locator(".view .spots").evaluate_all("all => all.map((one) => one.style.opacity)")
+    assert shown == ["0.85", "0.85"]
     at.shot("03-beside")
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -90,16 +91,22 @@ def test_a_wrong_search_is_seen(study: Study, monkeypatch: pytest.MonkeyPatch, t
         STEPS[verb](study, tmp_path)
 
 
-@pytest.mark.parametrize("shift", [-0.5, 0.3])
-def test_scores_out_of_bounds_are_seen(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path, shift):
-    right = Study.benchmark
-
-    def shifted(self, name, **options):
-        return right(self, "c", **options).assign(pcc_gene=lambda table: table["pcc_gene"] + shift)
+@pytest.mark.parametrize(
+    ("pcc", "chance", "wrong"),
+    [(0.257, 0.08, None), (0.2, 0.0, "ridge has PCC-Gene 0.200"), (0.257, 0.3, "shuffled pairs have PCC-Gene 0.300")],
+)
+def test_scores_out_of_bounds_are_seen(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path, pcc, chance, wrong):
+    def scored(self, name, *, shuffle_seed=None, **options):
+        return pd.DataFrame({"slide": ["s", None], "pcc_gene": [9.0, pcc if shuffle_seed is None else chance]})
 
     monkeypatch.setattr(Study, "cohort", lambda *args, **options: None)
-    monkeypatch.setattr(Study, "benchmark", shifted)
-    with pytest.raises(InputError, match="PCC-Gene"):
+    monkeypatch.setattr(Study, "benchmark", scored)
+    monkeypatch.setattr(Study, "fit", lambda *args, **options: {"run": "r"})
+    monkeypatch.setattr(Study, "predict", lambda *args, **options: dict.fromkeys(study.slides))
+    if wrong is None:
+        assert "0.257" in STEPS["fit"](study, tmp_path)
+        return
+    with pytest.raises(InputError, match=wrong):
         STEPS["fit"](study, tmp_path)
 
 

@@ -200,6 +200,7 @@ function makePane(name) {
       if ((await pane.load()) && state.query) searchSoon();
     },
   });
+  panes[name].view.layer.style(state.size, state.opacity);
   fillSelect(panes[name].find(".slide"), store.slides.map(({ slide }) => [slide, slide]), state[name].slide);
 }
 
@@ -220,7 +221,6 @@ function displayFields() {
       save();
     });
   }
-  return style;
 }
 
 function showFields() {
@@ -283,13 +283,9 @@ async function start() {
   document.body.classList.toggle("split", state.split); // before the picture is fitted to its view
   makePane("a");
   active = panes.a;
-  const style = displayFields();
-  style();
+  displayFields();
   byId("slide-filter").addEventListener("input", (event) => showList(event.target.value));
-  byId("split").addEventListener("click", async () => {
-    await setSplit(!state.split);
-    style();
-  });
+  byId("split").addEventListener("click", () => setSplit(!state.split));
   byId("linked").addEventListener("click", () => {
     state.linked = !state.linked;
     byId("linked").setAttribute("aria-pressed", String(state.linked));
