@@ -190,7 +190,7 @@ def test_wrong_requests_are_refused_before_training(prepared: Study, tmp_path: P
 def test_the_documented_loop_runs(encoded: Path, capsys: pytest.CaptureFixture[str]):
     [code] = re.findall(r"```python\n(.*?)```", (DOCS / "loader.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) <= 20
-    exec(code.replace("my-store", str(encoded)).replace("my-cohort", "c"), {})
+    exec(code.replace('open("S")', f"open({str(encoded)!r})").replace('loader("C"', 'loader("c"'), {})
     error = float(capsys.readouterr().out.removeprefix("test MSE: "))
     cohort = spared_fm.open(encoded).cohort_data("c")
     test = (cohort.obs["split"] == "test").to_numpy()
