@@ -24,15 +24,15 @@ SLIDES, SPOTS, DIM = 20, 5_000, 384
 def port(tmp_path: Path) -> Iterator[int]:
     store = build(tmp_path / "store", slides=SLIDES, spots=SPOTS, dim=DIM)
     command = [sys.executable, "-m", "spared_fm", "explore", "--store", str(store), "--port", "0", "--no-browser"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        found = re.search(r"127\.0\.0\.1:(\d+)", server.stdout.readline())
-        assert found is not None
-        yield int(found[1])
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:  # closes the pipe
+        try:
+            assert server.stdout is not None
+            found = re.search(r"127\.0\.0\.1:(\d+)", server.stdout.readline())
+            assert found is not None
+            yield int(found[1])
+        finally:
+            server.terminate()
+            server.wait(timeout=20)
 
 
 @pytest.mark.full
