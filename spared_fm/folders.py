@@ -114,12 +114,11 @@ def write_folder(
     try:
         part.mkdir(parents=True)
         for name, content in ((form.file, data), (CARD, text.encode())):
-            with (part / name).open("wb") as file:
-                file.write(content)
-                _flush(file)
-        _flush_folder(part)
+            (part / name).write_bytes(content)
+            _flush(part / name)
+        _flush(part)
         part.rename(folder)
-        _flush_folder(folder.parent)
+        _flush(folder.parent)
     except OSError as error:
         raise InputError(f"{folder} can't be written ({error.strerror}): free the disk or choose another") from error
     finally:
@@ -171,11 +170,30 @@ def read_folder(form: Form, folder: str | os.PathLike[str]) -> tuple[dict[str, A
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of ``path`` when the block ends; after an error ``path`` is as it was.
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write that takes the place of ``path`` when the block ends; after an error ``path`` is as it was.
 
-    The folder of ``path`` is made. The file is written beside it under a hidden name of its own, so that two writers do
-    not meet, and flushed to disk before it is renamed.
+    It lies beside ``path`` under a hidden name of its own, so that two writers do not meet. What is written there is
+    flushed to disk before it is renamed.
+
+    Raises
+    ------
+    OSError
+        The disk refuses, or nothing was written.
+    """
+    part = _beside(path)
+    try:
+        yield part
+        _flush(part)
+        part.replace(path)
+        _flush(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of ``path``, see `replacing`; the folder of ``path`` is made.
 
     Raises
     ------
@@ -183,28 +201,17 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         The disk refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = _beside(path)
-    try:
-        with part.open("wb") as file:
-            yield file
-            _flush(file)
-        part.replace(path)
-        _flush_folder(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, part.open("wb") as file:
+        yield file
 
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    """Have the disk hold what was written to a file, or which names a folder has."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

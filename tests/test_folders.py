@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 
 import numpy as np
 import pytest
 
 from spared_fm.errors import InputError
-from spared_fm.folders import CARD, Form, read_folder, replaced, write_folder
+from spared_fm.folders import CARD, Form, read_folder, replaced, replacing, write_folder
 
 FORM = Form("thing", "made", 3, "arrays", ("name",))
 ARRAYS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3).T, "n": np.array(4)}
@@ -70,3 +71,24 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         file.write(b"three")
     assert [p.name for p in path.parent.iterdir()] == ["it"]
     assert path.read_bytes() == b"two"
+
+
+def test_a_file_appears_whole_and_after_it_was_synced(tmp_path, monkeypatch):
+    done = []
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append("sync"))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), replace(*names)))
+    with replacing(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"new")
+        assert not (tmp_path / "a").exists()
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert done == ["sync", "rename", "sync"]  # the file before its name, then the folder
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(ValueError, match="stop"), replacing(tmp_path / "a") as temporary:  # noqa: PT012
+        temporary.write_bytes(b"half")
+        raise ValueError("stop")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spared_fm.cli.output import AsJson, Store, print_result
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 app = typer.Typer()
 
@@ -123,9 +127,8 @@ def search(
     """Find the most similar patches."""
     import spared_fm
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        rows = spared_fm.open(store).search(
+    rows = _rows(
+        lambda: spared_fm.open(store).search(
             encoder,
             columns=column or [],
             genes=gene or [],
@@ -135,8 +138,8 @@ def search(
             **_queries(spot, image, region, vector, combine, weights, mpp),
             **_limits(k, radius, exclude, slide, where, cohort, metric, standardize, exact),
         )
-    _tell(caught)
-    print_result(json.loads(rows.to_json(orient="records", double_precision=15)), as_json)
+    )
+    print_result(rows, as_json)
 
 
 @app.command(
@@ -171,9 +174,8 @@ def transfer(
     """Give a patch or a region the label, or the expression, of the spots most similar to it, with these as evidence."""
     import spared_fm
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        found = spared_fm.open(store).transfer(
+    rows = _rows(
+        lambda: spared_fm.open(store).transfer(
             encoder,
             label=label,
             genes=gene or [],
@@ -183,8 +185,7 @@ def transfer(
             **_queries(spot, image, region, vector, combine, weights, mpp),
             **_limits(k, radius, exclude, slide, where, cohort, metric, standardize, exact),
         )
-    _tell(caught)
-    rows = json.loads(found.to_json(orient="records", double_precision=15))
+    )
     print_result(rows if as_json else [row | {"evidence": _brief(row["evidence"])} for row in rows], as_json)
 
 
@@ -232,10 +233,16 @@ def _limits(
     }
 
 
-def _tell(caught: list[warnings.WarningMessage]) -> None:
+def _rows(verb: Callable[[], pd.DataFrame]) -> list[dict[str, Any]]:
+    """Give a verb's table as records, and its warnings as lines on standard error."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        found = verb()
     for warning in caught:
         if warning.category is UserWarning:  # ours; libraries have kinds of their own
             typer.echo(f"warning: {warning.message}", err=True)
+    rows: list[dict[str, Any]] = json.loads(found.to_json(orient="records", double_precision=15))
+    return rows
 
 
 def _brief(evidence: list[dict[str, Any]]) -> list[str]:

@@ -16,8 +16,9 @@ import faiss
 import numpy as np
 
 from spared_fm.errors import InputError
+from spared_fm.folders import replacing
 from spared_fm.search.exact import pieces, row_norms, unit_rows
-from spared_fm.search.files import checksum, written
+from spared_fm.search.files import checksum
 from spared_fm.search.ivf import Trained, bounded, write
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def train(
             # centring would change inner products; the mean of a sample and its mirror image is zero
             parts[1].train(np.concatenate([vectors, -vectors]) if metric == "ip" else vectors)
         index.train(vectors)
-    with written(path) as temporary:
+    with replacing(path) as temporary:
         ends = write(temporary, *parts)
         with temporary.open("ab") as file:
             file.write(np.int64(ends[0]).astype("<i8").tobytes())
@@ -228,7 +229,7 @@ def write_segment(
         if start != rows:
             raise InputError("the vectors changed while they were indexed: index them again")
 
-    with written(path) as temporary:
+    with replacing(path) as temporary:
         (size,) = write(temporary, lists)
         with temporary.open("ab") as file:
             file.write(bytes(-size % 8))

@@ -1,10 +1,7 @@
-"""Files of an index: written whole or not at all, and checked before FAISS reads a byte of them."""
+"""Files of an index, checked before FAISS reads a byte of them."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,31 +10,13 @@ import google_crc32c
 from spared_fm.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 _STEP = 1 << 20
 
 
 class MissingFileError(InputError):
     """A file of the index is gone: it was replaced by a newer build, whose card is to be read."""
-
-
-@contextlib.contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; at the end it is synced and renamed, after an error it is removed."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield temporary
-        for name, target in ((temporary, path), (path.parent, None)):
-            descriptor = os.open(name, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            if target:
-                os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def checksum(path: Path, size: int | None = None) -> str:

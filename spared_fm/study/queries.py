@@ -140,7 +140,7 @@ class Maker:
             return made
         whole = Query(
             f"{combine} of {len(made)} spots",
-            self._combined(np.concatenate([query.vectors for query in made]), combine),
+            self.combined(np.concatenate([query.vectors for query in made]), combine),
             tuple(dict.fromkeys(query.slides[0] for query in made)),
             tuple(query.own[0] for query in made),
         )
@@ -203,7 +203,7 @@ class Maker:
             places = np.stack(np.meshgrid(x + steps, y + steps), axis=-1).reshape(-1, 2)
             reader, _ = patch_source(self.tables.layout, region.slide, spec, range(0))
             patches = reader.read(places)
-            vectors = self._combined(self._encode(patches), combine or "mean")
+            vectors = self.combined(self._encode(patches), combine or "mean")
             made.append(Query(str(region), vectors, (region.slide,), patches=patches))
         return made
 
@@ -231,7 +231,7 @@ class Maker:
             made += [Query(f"{name}[{i}]" if several else name, self.scaled(row[None])) for i, row in enumerate(rows)]
         return made
 
-    def _combined(self, vectors: np.ndarray, combine: str) -> np.ndarray:
+    def combined(self, vectors: np.ndarray, combine: str) -> np.ndarray:
         """Give (1, dim) for ``mean``, the vectors for ``any``."""
         if combine == "any" or len(vectors) == 1:
             return vectors

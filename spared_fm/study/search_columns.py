@@ -324,7 +324,7 @@ def expression(
         there = [i for i, gene in enumerate(genes) if gene in names]
         seen |= {genes[i] for i in there}
         if len(mine) and there:
-            values = _matrix_rows(layout, matrix, picked)[:, names.get_indexer([genes[i] for i in there])]
+            values = matrix_rows(layout, matrix, picked)[:, names.get_indexer([genes[i] for i in there])]
             out[np.ix_(mine, np.array(there))] = values
     if spots and (lost := [gene for gene in genes if gene not in seen]):
         where = f"cohort {cohort!r}" if cohort is not None else "the slides found"
@@ -337,7 +337,7 @@ def picked_rows(layout: Layout, key: str, rows: np.ndarray) -> np.ndarray:
     return np.asarray(zarr.open_array(layout.zarr_store(key), mode="r", zarr_format=3).oindex[rows])
 
 
-def _matrix_rows(layout: Layout, key: str, rows: np.ndarray) -> np.ndarray:
+def matrix_rows(layout: Layout, key: str, rows: np.ndarray) -> np.ndarray:
     """Rows of a dense or sparse matrix below a node, float64 (n, columns); only these are read."""
     from anndata.io import sparse_dataset
 

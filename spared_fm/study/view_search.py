@@ -218,7 +218,7 @@ class Searcher:
     def _one(self, made: Sequence[Query], combine: str) -> Query:
         return Query(
             f"{combine} of {len(made)} spots",
-            self._maker._combined(np.concatenate([query.vectors for query in made]), combine),
+            self._maker.combined(np.concatenate([query.vectors for query in made]), combine),
             tuple(dict.fromkeys(query.slides[0] for query in made)),
             tuple(query.own[0] for query in made),
         )

@@ -10,7 +10,7 @@ from spared_fm.errors import InputError
 from spared_fm.store.embeddings import EmbeddingArray
 from spared_fm.store.nodes import read_elem, read_index
 from spared_fm.study.cohort import cohort_record, require_layer
-from spared_fm.study.search_columns import _matrix_rows as matrix_rows
+from spared_fm.study.search_columns import matrix_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

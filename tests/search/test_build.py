@@ -75,7 +75,7 @@ def test_what_cannot_be_a_segment_is_refused(change, says, tmp_path):
     build.train(tmp_path / "trained", HALF, vectors)
     with pytest.raises(InputError, match=says):
         build.write_segment(tmp_path / "s", tmp_path / "trained", lambda: [change(ids, vectors)])
-    assert not list(tmp_path.glob("*s*.part")) + list(tmp_path.glob("s"))
+    assert not list(tmp_path.glob("*s*.partial")) + list(tmp_path.glob("s"))
 
 
 @pytest.mark.parametrize("second", [ROWS - 1, ROWS])
