@@ -111,6 +111,14 @@ class Looking:
     def state(self) -> dict[str, str]:
         return {name: values[0] for name, values in parse_qs(urlsplit(self.page.url).fragment).items()}
 
+    def press(self, key: str, moves: str) -> None:
+        """Press a key that changes a part of the state; the page writes it to its address some frames later."""
+        before, end = self.state().get(moves), time.monotonic() + PATIENCE / 1000
+        self.page.keyboard.press(key)
+        while self.state().get(moves) == before:
+            assert time.monotonic() < end, f"{key} has not changed {moves}={before}"
+            self.page.wait_for_timeout(100)
+
     def results(self) -> list[str]:
         """Spots found, by rank."""
         return [item.get_attribute("data-spot") for item in self.page.locator("#results > li").all()]

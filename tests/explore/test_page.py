@@ -205,26 +205,23 @@ def test_by_keyboard_alone(look, synthetic):
     at.page.keyboard.press("Enter")  # skip to the slide
     assert at.page.evaluate("document.activeElement.className") == "picture"
     start = at.state()["at"]
-    at.page.keyboard.press("ArrowRight")
-    at.page.keyboard.press("+")
-    at.settle()
+    at.press("ArrowRight", moves="at")
+    at.press("+", moves="at")
     x, _, zoom = map(float, at.state()["at"].split(","))
     assert x > float(start.split(",")[0])
     assert zoom > 1.2 * float(start.split(",")[2])
-    at.page.keyboard.press("n")
-    at.page.keyboard.press("n")
+    at.press("n", moves="query")
+    at.press("n", moves="query")
     at.settle()
     slide = at.page.locator("#view-a .slide").input_value()
     spots = at.get(f"/api/slides/{slide}/spots")
     assert at.state()["query"] == f"spot:{slide}/{spots['ids'][1]}"
     assert at.results()
     assert at.page.locator("#said").inner_text()
-    at.page.keyboard.press("Shift+ArrowDown")
-    at.settle()
+    at.press("Shift+ArrowDown", moves="query")
     below = spots["ids"].index(at.state()["query"].split("/")[1])
     assert spots["y"][below] > spots["y"][1]
-    at.page.keyboard.press("Escape")
-    at.settle()
+    at.press("Escape", moves="query")
     assert "query" not in at.state()
     assert not at.results()
     at.page.keyboard.press("0")
@@ -258,8 +255,8 @@ def test_the_address_brings_everything_back(look, synthetic):
     )
     at.page.keyboard.press("Tab")
     at.page.focus("#view-a .picture")
-    at.page.keyboard.press("n")
-    at.page.keyboard.press("Enter")
+    at.press("n", moves="query")
+    at.press("Enter", moves="at")
     at.settle()
     before, found = at.state(), at.results()
     assert len(found) == 5
