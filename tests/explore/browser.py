@@ -99,14 +99,15 @@ class Looking:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until nothing has loaded, and no view has been busy, for half a second."""
+        """Wait until nothing has loaded, no view has been busy and the address has stayed, for a second."""
         self.page.wait_for_selector("#view-a .openseadragon-container", state="attached")
         busy = self.page.locator(".view:not([hidden])[aria-busy=true], #results[aria-busy=true]")
-        quiet, end = 0, time.monotonic() + PATIENCE / 1000
-        while quiet < 5:
+        quiet, address, end = 0, self.page.url, time.monotonic() + PATIENCE / 1000
+        while quiet < 10:
             assert time.monotonic() < end, [request.url for request in self.running]
             self.page.wait_for_timeout(100)
-            quiet = 0 if self.running or busy.count() else quiet + 1
+            still = address == self.page.url and not self.running and not busy.count()
+            quiet, address = quiet + 1 if still else 0, self.page.url
 
     def state(self) -> dict[str, str]:
         return {name: values[0] for name, values in parse_qs(urlsplit(self.page.url).fragment).items()}
