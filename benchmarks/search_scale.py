@@ -1,11 +1,13 @@
 """How an index of one-bit codes grows: measured builds of growing size, each foretold from the one before; 1e8 and 1e9 planned.
 
-    python benchmarks/search_scale.py [--sizes 100000 1000000] [--dim 384] [--real EMBEDDINGS.npy] [--cores 64]
+    python benchmarks/search_scale.py [--sizes 100000 1000000] [--dim 384] [--real EMBEDDINGS.npy] [--cores 64] [--known FILE]
 
 The vectors are SYNTHETIC clusters (or mixtures of real embeddings, as in ``search.py``). The model has three measured rates:
-training takes time by sample × lists × dimensions, writing by rows × lists × dimensions, and a query by lists × dimensions
-and by codes visited (probes × rows ÷ lists), each taken from the largest size. Latency is that of one query on one core,
-warm; ``--cores`` are those of the node that the plan is for. 1e7 rows take about 8 GB of disk and an hour of two cores.
+training takes time by sample × lists × dimensions and writing by rows × lists × dimensions, each taken from the largest size; a
+query has a fixed part, and one by centres compared and codes visited (probes × rows ÷ lists), fitted to all sizes. Building is
+in seconds of one core (what the process was given), so that other work on the machine matters little. Latency is that of one
+query on one core, warm; ``--cores`` are those of the node that the plan is for. 1e7 rows take about 8 GB of disk and two hours
+of one core. Lines printed by an earlier run can be given back with ``--known FILE`` instead of measuring those sizes again.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ import dataclasses
 import json
 import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-import faiss
 import numpy as np
 from search import bits, seconds, tuned
 from search_data import blocks, write
@@ -31,6 +34,13 @@ def planned(rows: int, dim: int, memory: int | None = None) -> Plan:
     """Return the plan of one-bit codes, also where so few rows would be kept in half precision."""
     plan = choose(max(rows, EXACT_ROWS + 1), dim, memory=memory)
     return plan if plan.kind == "pca-ivf-rabitq" else bits(plan)
+
+
+def core_seconds(work: Callable[[], object]) -> float:
+    """Return what all threads of the process took of the cores."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
 
 
 def measured(folder: Path, rows: int, dim: int, real: Path | None) -> dict[str, float]:
@@ -53,7 +63,7 @@ def measured(folder: Path, rows: int, dim: int, real: Path | None) -> dict[str, 
             for a in range(0, rows, step)
         ]
 
-    taken = {"train": seconds(train), "fill": seconds(fill)}
+    taken = {"train": core_seconds(train), "fill": core_seconds(fill)}
     card = {"metric": "cosine", "dim": plan.dim, "plan": dataclasses.asdict(plan), **parts}
     with Index.open(index_folder, card) as index:
         found = tuned(index, vectors, queries[:200], 0.95)
@@ -68,8 +78,8 @@ def measured(folder: Path, rows: int, dim: int, real: Path | None) -> dict[str, 
         "dim": plan.dim,
         "lists": plan.lists,
         "train_rows": plan.train_rows,
-        "train_s": taken["train"],
-        "fill_s": taken["fill"],
+        "train_core_s": taken["train"],
+        "fill_core_s": taken["fill"],
         "bytes": size,
         "recall": found["recall"],
         "probes": found["probes"],
@@ -77,15 +87,27 @@ def measured(folder: Path, rows: int, dim: int, real: Path | None) -> dict[str, 
     }
 
 
-def foretold(plan: Plan, known: dict[str, float], probes: int, cores: float) -> dict[str, float]:
-    """Scale what was measured of one size to a plan of another."""
-    code_dim = min(CODE_DIM, plan.dim)
+def work(lists: float, probes: float, rows: float) -> float:
+    """Return a query's work: it compares the centres of all lists, then the codes it visits, each a tenth of a centre."""
+    return lists + 0.1 * probes * rows / lists
+
+
+def latency(runs: list[dict[str, float]]) -> tuple[float, float]:
+    """Return a query's fixed milliseconds, and those of a unit of work, as the measured sizes have them."""
+    amounts = [work(run["lists"], run["probes"], run["rows"]) for run in runs]
+    if len(runs) == 1:
+        return runs[0]["latency_ms"], 0.0
+    slope, fixed = np.polyfit(amounts, [run["latency_ms"] for run in runs], 1)
+    return float(fixed), max(0.0, float(slope))
+
+
+def foretold(plan: Plan, runs: list[dict[str, float]], probes: int, cores: float) -> dict[str, float]:
+    """Scale what was measured to a plan of another size."""
+    code_dim, known = min(CODE_DIM, plan.dim), runs[-1]
     lists = plan.lists / known["lists"]
-    train = known["train_s"] * lists * plan.train_rows / known["train_rows"] / cores
-    fill = known["fill_s"] * lists * plan.rows / known["rows"] / cores
-    # a query compares the centres of all lists, then the codes of those it visits: a code is a tenth of a centre's work
-    work = plan.lists + 0.1 * probes * plan.rows / plan.lists
-    before = known["lists"] + 0.1 * known["probes"] * known["rows"] / known["lists"]
+    train = known["train_core_s"] * lists * plan.train_rows / known["train_rows"] / cores
+    fill = known["fill_core_s"] * lists * plan.rows / known["rows"] / cores
+    fixed, slope = latency(runs)
     return {
         "rows": plan.rows,
         "lists": plan.lists,
@@ -93,9 +115,9 @@ def foretold(plan: Plan, known: dict[str, float], probes: int, cores: float) -> 
         "segments": -(-plan.rows // plan.segment_rows),
         "GB": plan.bytes / 1e9,
         "GB of vectors": 2 * plan.rows * plan.dim / 1e9,
-        "train_s": train,
+        "train_h": train / 3600,
         "build_h": (train + fill) / 3600,
-        "latency_ms": known["latency_ms"] * work / before,
+        "latency_ms": fixed + slope * work(plan.lists, probes, plan.rows),
         "centres_MB": 4 * plan.lists * code_dim / 1e6,
     }
 
@@ -107,30 +129,32 @@ def main() -> None:
     parser.add_argument("--real", type=Path)
     parser.add_argument("--cores", type=int, default=64)
     parser.add_argument("--memory", type=int, default=64, help="GiB of the node that the plan is for")
+    parser.add_argument("--known", type=Path)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     runs: list[dict[str, float]] = []
+    if options.known:
+        lines = [json.loads(line) for line in options.known.read_text().splitlines() if line.startswith("{")]
+        runs = [line["measured"] for line in lines if "measured" in line]
     for rows in options.sizes:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            runs.append(measured(Path(folder), rows, options.dim, options.real))
-        print(json.dumps({"measured": runs[-1]}), flush=True)
-        if len(runs) > 1:
-            plan = dataclasses.replace(
-                planned(rows, int(runs[-1]["dim"])),
-                lists=int(runs[-1]["lists"]),
-                train_rows=int(runs[-1]["train_rows"]),
-            )
-            told = foretold(plan, runs[-2], int(runs[-1]["probes"]), 1)
-            ratios = {
-                "build": told["build_h"] * 3600 / (runs[-1]["train_s"] + runs[-1]["fill_s"]),
-                "latency": told["latency_ms"] / runs[-1]["latency_ms"],
-                "bytes": plan.bytes / runs[-1]["bytes"],
-            }
-            print(json.dumps({"foretold from the size before ÷ measured": ratios}), flush=True)
-    here, dim = faiss.omp_get_max_threads(), int(runs[-1]["dim"])
+        if rows not in [run["rows"] for run in runs]:
+            with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+                runs.append(measured(Path(folder), rows, options.dim, options.real))
+            print(json.dumps({"measured": runs[-1]}), flush=True)
+    runs.sort(key=lambda run: run["rows"])
+    for before, run in enumerate(runs[1:], start=1):
+        plan = planned(int(run["rows"]), int(run["dim"]))
+        told = foretold(plan, runs[:before], int(run["probes"]), 1)
+        ratios = {
+            "build": told["build_h"] * 3600 / (run["train_core_s"] + run["fill_core_s"]),
+            "latency": told["latency_ms"] / run["latency_ms"],
+            "bytes": plan.bytes / run["bytes"],
+        }
+        print(json.dumps({f"{run['rows']:,.0f} foretold from the sizes before ÷ measured": ratios}), flush=True)
+    dim = int(runs[-1]["dim"])
     for rows in (10**8, 10**9):
         plan = planned(rows, dim, options.memory << 30)
-        told = foretold(plan, runs[-1], int(runs[-1]["probes"]), options.cores / here)
+        told = foretold(plan, runs, int(runs[-1]["probes"]), options.cores)
         print(
             json.dumps(
                 {f"plan for {rows:.0e}, {options.cores} cores": {k: float(np.round(v, 3)) for k, v in told.items()}}

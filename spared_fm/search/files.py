@@ -12,7 +12,7 @@ from spared_fm.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_STEP = 1 << 20
+_STEP = 1 << 16  # bytes that stay in the processor's cache, and for which memory isn't mapped anew each time
 
 
 class MissingFileError(InputError):

@@ -67,5 +67,5 @@ def _opened(trained: Trained, folder: Path, entry: Mapping[str, Any], tombstones
     if ivf.ntotal != rows:
         raise InputError(f"{path} holds {ivf.ntotal} rows, not {rows}; build the index again")
     ids = mapped[at:].view("<i8")
-    dead = in_ranges(ids, tombstones)
-    return Segment(ivf, ids, ~dead if dead.any() else None, mapped)
+    dead = in_ranges(ids, tombstones) if tombstones else None
+    return Segment(ivf, ids, None if dead is None or not dead.any() else ~dead, mapped)

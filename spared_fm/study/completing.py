@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 COMPLETERS = "completers"
 """Folder of fitted completers: ``completers/<cohort>/<method>.<source>/``."""
 
+BUILT = "d_log1p"
+"""Layer that SpaRED's preprocessing builds with a cohort, and that the adaptive median would make of ``log1p``."""
+
 SPREAD = "_spread"
 """Ending of the layer with the uncertainty of a completed layer."""
 
@@ -68,7 +71,8 @@ def complete(
     -------
     dict
         cohort, layer, spread (name of the layer with the uncertainty of completed entries, or None), method, source,
-        fit_id, share_missing_before, share_missing_after.
+        fit_id (None for ``d_log1p`` of a cohort that was built with it, which is left as it is), share_missing_before,
+        share_missing_after.
 
     Raises
     ------
@@ -80,28 +84,33 @@ def complete(
 
     record = cohort_record(layout, name)
     source = source or ("log1p" if "log1p" in record["layers"] else "lognorm")
-    adata = _counted(layout, name, record)
-    adata.layers[source] = target(layout, name, source)
-    completer, fit_id = _fitted(layout, name, adata, record, method, source, seed, show)
     completed = layer or layer_name(method, source)
-    if "source" not in record["layers"].get(completed, {"source": source}):
+    built = "source" not in record["layers"].get(completed, {"source": source})
+    if built and (layer, completed) != (None, BUILT):
         raise InputError(
             f"cohort {name!r} has a layer {completed!r} that was built with it: use it as it is, or give another layer name"
         )
-    values, spread = complete_layer(adata, completer, source)
-    card = {
-        "method": method,
-        "source": source,
-        "mask": "mask",
-        "seed": seed,
-        "fit_id": fit_id,
-        "parents": record["settings_digest"],
-        "scores": [dict(row) for row in scores if row["method"] == method],
-    }
-    uncertainty = None if spread is None else f"{completed}{SPREAD}"
-    if spread is not None and uncertainty is not None:
-        write_layer(layout, name, uncertainty, spread, {**card, "of": completed})
-    write_layer(layout, name, completed, values, {**card, "spread": uncertainty})
+    adata = _counted(layout, name, record)
+    adata.layers[source] = target(layout, name, source)
+    uncertainty, fit_id = None, None
+    if built:  # SpaRED's preprocessing completes by the adaptive median itself
+        values = target(layout, name, completed)
+    else:
+        completer, fit_id = _fitted(layout, name, adata, record, method, source, seed, show)
+        values, spread = complete_layer(adata, completer, source)
+        card = {
+            "method": method,
+            "source": source,
+            "mask": "mask",
+            "seed": seed,
+            "fit_id": fit_id,
+            "parents": record["settings_digest"],
+            "scores": [dict(row) for row in scores if row["method"] == method],
+        }
+        if spread is not None:
+            uncertainty = f"{completed}{SPREAD}"
+            write_layer(layout, name, uncertainty, spread, {**card, "of": completed})
+        write_layer(layout, name, completed, values, {**card, "spread": uncertainty})
     mask = np.asarray(adata.layers["mask"], bool)
     return {
         "cohort": name,

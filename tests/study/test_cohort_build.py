@@ -175,6 +175,16 @@ def test_genes_are_joined_by_id_and_entries_are_the_slides_own(raw: ad.AnnData, 
     np.testing.assert_array_equal(cohort.var["panel_score"], expected.scores)
 
 
+def test_completing_what_was_built_completed(raw: ad.AnnData, tmp_path: Path) -> None:
+    study = stored(tmp_path / "store", by_slide(raw))
+    study.cohort("c", params=PARAMS)
+    found = study.complete("c")
+    assert (found["layer"], found["source"], found["fit_id"]) == ("d_log1p", "log1p", None)
+    study.complete("c", layer="again")
+    cohort = study.cohort_data("c")
+    np.testing.assert_allclose(cohort.layers["again"], cohort.layers["d_log1p"], rtol=1e-6)
+
+
 def test_empty_and_tiny_slides(raw: ad.AnnData, tmp_path: Path) -> None:
     slides = by_slide(raw)
     slides["s2"].X = sp.csr_matrix(slides["s2"].shape, dtype=np.float32)

@@ -44,9 +44,7 @@ def method(name: str) -> type[Completer]:
     InputError
         Unknown name.
     """
-    if name not in METHODS:
-        raise InputError(f"unknown completion {name!r}: choose from {', '.join(METHODS)}")
-    found = METHODS[name]
+    found = _find(name)
     module = importlib.import_module(f"spared_fm.targets.completion.{found.module}")
     return cast("type[Completer]", getattr(module, found.class_))
 
@@ -77,6 +75,17 @@ def layer_name(name: str, source: str) -> str:
     """Name of the layer that a method makes of ``source``: its prefix, after SpaRED's ``c_`` and instead of ``d_``.
 
     ``d_log1p`` by the adaptive median; ``c_t_log1p`` by SpaCKLE (SpaRED's name for it) from ``c_log1p`` or ``c_d_log1p``.
+
+    Raises
+    ------
+    InputError
+        Unknown method.
     """
     corrected = "c_" if source.startswith("c_") else ""
-    return f"{corrected}{METHODS[name].prefix}_{source.removeprefix('c_').removeprefix('d_')}"
+    return f"{corrected}{_find(name).prefix}_{source.removeprefix('c_').removeprefix('d_')}"
+
+
+def _find(name: str) -> Method:
+    if name not in METHODS:
+        raise InputError(f"unknown completion {name!r}: choose from {', '.join(METHODS)}")
+    return METHODS[name]
