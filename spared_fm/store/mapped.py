@@ -6,6 +6,7 @@ than through zarr-python, while the files stay plain Zarr for everybody else.
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -66,7 +67,8 @@ class MappedRows:
             if len(self._maps) > MAPPED_CHUNKS:
                 self._maps.popitem(last=False)
         else:
-            self._maps.move_to_end(k)
+            with contextlib.suppress(KeyError):  # another thread has just let it go
+                self._maps.move_to_end(k)
         return mapped[: min(self.chunk_rows, self.shape[0] - k * self.chunk_rows)]
 
     def gather(self, rows: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ another slide, so that ids in segments, which are never rewritten, stay true.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -138,6 +139,7 @@ class Rows:
         self._sizes = dict(sizes or {})
         self._slides = {number: slide for slide, number in self.numbers.items()}
         self._arrays: dict[int, EmbeddingArray] = {}
+        self._opening = threading.Lock()  # a server's threads share these rows
 
     def slide(self, number: int) -> str:
         """Slide with this number."""
@@ -145,15 +147,18 @@ class Rows:
 
     def array(self, number: int) -> EmbeddingArray:
         """Embeddings of the slide with this number; refused where they are not of the slide as it is now."""
-        array = self._arrays.pop(number, None)
-        if array is None:
-            array = EmbeddingArray(self.layout, self._slides[number], self.key)
-            array.check_current()
-        chunks = sum(held.n_chunks for held in self._arrays.values())
-        while self._arrays and chunks + array.n_chunks > MAPPED_CHUNKS // 2:  # a mapped chunk holds a file descriptor
-            chunks -= self._arrays.pop(next(iter(self._arrays))).n_chunks
-        self._arrays[number] = array
-        return array
+        with self._opening:
+            array = self._arrays.pop(number, None)
+            if array is None:
+                array = EmbeddingArray(self.layout, self._slides[number], self.key)
+                array.check_current()
+            chunks = sum(held.n_chunks for held in self._arrays.values())
+            while (
+                self._arrays and chunks + array.n_chunks > MAPPED_CHUNKS // 2
+            ):  # a mapped chunk holds a file descriptor
+                chunks -= self._arrays.pop(next(iter(self._arrays))).n_chunks
+            self._arrays[number] = array
+            return array
 
     def size(self, number: int) -> int:
         """Rows of the slide with this number."""

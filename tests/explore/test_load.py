@@ -16,7 +16,8 @@ import pytest
 from tests.explore.big_store import KEY, build
 from tests.explore.clients import search_load
 
-CLIENTS, SECONDS, P95_S = 50, 60.0, 1.0
+CLIENTS, SECONDS, P95_S = 50, 60.0, 0.3
+ROUNDS = 2  # the machine may have had other work in the first
 SLIDES, SPOTS, DIM = 20, 5_000, 384
 
 
@@ -45,9 +46,13 @@ def test_fifty_clients_are_answered_in_time(port: int) -> None:
         return {"encoder": KEY, "spots": [spot], "k": 10, **chance.choice(more)}
 
     search_load(port, clients=4, seconds=10, body=body)  # what is read once
-    seen = search_load(port, clients=CLIENTS, seconds=SECONDS, body=body)
-    seconds = np.array([took for _, took in seen])
-    p50, p95 = np.percentile(seconds, [50, 95])
-    print(f"{len(seen)} answers in {SECONDS:g} s, p50 {1000 * p50:.0f} ms, p95 {1000 * p95:.0f} ms")
-    assert {status for status, _ in seen} == {200}
-    assert p95 <= P95_S
+    slow = []
+    for _ in range(ROUNDS):
+        seen = search_load(port, clients=CLIENTS, seconds=SECONDS, body=body)
+        assert {status for status, _ in seen} == {200}
+        p50, p95 = np.percentile([took for _, took in seen], [50, 95])
+        print(f"{len(seen)} answers in {SECONDS:g} s, p50 {1000 * p50:.0f} ms, p95 {1000 * p95:.0f} ms")
+        slow.append(p95)
+        if p95 <= P95_S:
+            break
+    assert min(slow) <= P95_S
