@@ -23,6 +23,8 @@ MOST_PER_LIST, FEWEST_PER_LIST = 64, 32
 CODE_DIM = 256
 #: Memory that a build takes unless it is told.
 BUILD_BYTES = 2 << 30
+#: Most bytes of a segment: object stores take 5 GB in one piece.
+SEGMENT_BYTES = 4 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Plan:
     candidates
         For each result asked for, so many are found and scored again.
     segment_rows
-        Most rows of a segment, so that writing one stays within the memory.
+        Most rows of a segment, so that writing one stays within the memory, and an object store takes it.
     shards
         Machines or disks that the segments are best spread over.
     bytes
@@ -125,7 +127,7 @@ def choose(rows: int, dim: int, *, memory: int | None = None, target_recall: flo
         train_rows=train_rows,
         probes=min(lists, probes * careful),
         candidates=candidates,
-        segment_rows=max(1, build // 2 // (code + 16)),
+        segment_rows=max(1, min(build // 2, SEGMENT_BYTES) // (code + 16)),
         shards=-(-rows // SHARD_ROWS),
         bytes=sizes[fitting[0]],
     )

@@ -48,6 +48,11 @@ def test_memory_bounds_training_segments_and_codes():
     assert choose(1_000_000, 512).train_rows <= 64 * choose(1_000_000, 512).lists
 
 
+def test_an_object_store_takes_a_segment_in_one_piece():
+    plan = choose(10**9, 384, memory=64 << 30)
+    assert plan.segment_rows * plan.bytes / plan.rows < 5e9 <= plan.bytes
+
+
 def test_the_size_on_disk_is_foreseen():
     plan = choose(1_000_000, 512)
     assert plan.bytes == pytest.approx(1_000_000 * (1024 + 16), rel=0.02)
