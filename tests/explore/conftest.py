@@ -25,6 +25,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory, synthetic_slides: Path) -> S
     study.encode(ENCODER, chunk_rows=16, threads=1)
     study.cohort("c", n_genes=12)
     study.complete("c")
+    study.complete("c", method="low-rank-gaussian")  # one that says how sure it is
     study.fit("c", encoder=ENCODER, target_layer="lognorm", head="ridge")
     return study
 

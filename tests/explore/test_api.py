@@ -150,6 +150,23 @@ def test_features_are_those_of_the_store(client: TestClient, shown: Study) -> No
     np.testing.assert_array_equal(np.stack(some.column("vector").to_numpy()), expected[[4, 1]])
 
 
+def test_a_completion_says_how_sure_it_is(client: TestClient, shown: Study) -> None:
+    slide, layer = shown.slides[0], "lr_lognorm"
+    cohort = shown.cohort_data("c")
+    rows = (cohort.obs["slide"] == slide).to_numpy()
+    spread = cohort.layers[f"{layer}_spread"][rows]
+    found = table(client.get("/api/targets", params={"cohort": "c", "layer": layer, "slide": slide}))
+    np.testing.assert_array_equal(np.stack(found.column("uncertainty").to_numpy()), spread)
+    own = next(row for row in get(client, f"/api/slides/{slide}")["layers"] if row["layer"] == f"cohort:c/{layer}")
+    assert own["uncertainty"] == f"cohort:c/{layer}_spread"
+    gene = cohort.var_names[int(spread.max(axis=0).argmax())]
+    shows = get(client, f"/api/slides/{slide}/values", what=f"gene:{gene}", layer=own["uncertainty"])
+    known = dict(zip(cohort.obs["barcode"][rows], cohort[rows, gene].layers[f"{layer}_spread"][:, 0], strict=True))
+    spots = get(client, f"/api/slides/{slide}/spots")["ids"]
+    assert [v for v in shows["values"] if v] == pytest.approx([known[b] for b in spots if known.get(b)])
+    assert max(known.values()) > 0
+
+
 def test_targets_are_those_of_the_cohort(client: TestClient, shown: Study) -> None:
     slide, cohort = shown.slides[1], shown.cohort_data("c")
     found = table(client.get("/api/targets", params={"cohort": "c", "layer": "lognorm", "slide": slide}))

@@ -46,6 +46,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Iterato
     study.encode(ENCODER, threads=1)
     study.cohort("her2st", slides=list(BREAST), n_genes=24, panel="variance")
     study.complete("her2st")
+    study.complete("her2st", method="low-rank-gaussian")  # one that says how sure it is
     with start_server(study.layout.root) as address:
         yield address
 
@@ -121,6 +122,16 @@ def test_layers_differences_and_uncertainty_share_one_scale(look, real):
     assert middle == "0"
     assert low.strip("≤ ").lstrip("−") == high.strip("≥ ")
     at.shot("05-difference")
+    sure = layers["lr_lognorm (her2st)"]
+    at.open(f"{one}&split=1&b.slide=her2st_C2&b.colour=gene&b.gene={gene}&b.layer={sure}")
+    at.page.select_option("#view-b .minus", "uncertainty")
+    at.settle()
+    assert not at.page.locator("#view-b .problem").is_visible()
+    values = at.get(f"/api/slides/her2st_C2/values?what=gene:{gene}&layer={sure}_spread")["values"]
+    known = sorted(value for value in values if value is not None)
+    assert known[0] == 0 < known[-1]  # what was measured is sure
+    assert at.page.locator("#view-b .ticks").inner_text().startswith("0")
+    at.shot("05-uncertainty")
 
 
 def test_a_region_and_the_two_views_move_together(look, real):
