@@ -69,6 +69,8 @@ class Result(NamedTuple):
         See :class:`spared_fm.benchmark.matrix_scores.Scores`.
     cell
         Its id.
+    cached
+        What stands in the head, on cached features, for what needs pixels in the original; else "".
     """
 
     cohort: str
@@ -83,6 +85,7 @@ class Result(NamedTuple):
     entries: str
     scores: Scores
     cell: str = ""
+    cached: str = ""
 
     @property
     def floor(self) -> bool:

@@ -290,7 +290,7 @@ def _score_table(section: Section, scored_on: str, entries: str) -> dict[str, An
         rows = [row | {"n_spots": n} for row, n in zip(rows, spots, strict=True)]
     completed = "" if scored_on == section.target else ", the raw layer"
     units = {_drawn(r.scores.unit, r.scores.n_units) for r in found}
-    return _plain_table(
+    table = _plain_table(
         Table(
             title=f"Scored on {scored_on}{completed}: {ENTRIES[entries]}",
             rows=rows,
@@ -303,6 +303,10 @@ def _score_table(section: Section, scored_on: str, entries: str) -> dict[str, An
         ),
         next((i for i, r in enumerate(found) if r.floor), None),
     )
+    at = list(rows[0]).index("head")
+    for result, row in zip(found, table["rows"], strict=True):
+        row["cells"][at]["interval"] = result.cached
+    return table
 
 
 def _by_slide(section: Section) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spared_fm.errors import InputError
+from spared_fm.heads.registry import head_class
 from spared_fm.study.matrix_cells import SCORES, Cell, cells, read_matrix
 from spared_fm.study.matrix_compute import compute, reason, receipt
 from spared_fm.study.matrix_kept import COUNTED, DIGEST, FAILED, NUMBERS, PREDICTIONS, declare, declared, folder, keep
@@ -104,11 +105,12 @@ def show(layout: Layout, name: str) -> pd.DataFrame:
     pandas.DataFrame
         For each cell, by fold, split, layer it is scored on and score: a row pooled over spots, one of the mean of the slides,
         one per slide (``over`` says which: ``pooled``, ``slide_mean``, ``slide``); where there are several folds also the mean of
-        their pooled rows (``fold_mean``). Columns cell, cohort, protocol, encoder, head, params (JSON text of those given),
-        target, seed, status (``done``, ``failed``, ``skipped``, ``waiting``), error (why a cell failed or was skipped), seconds,
-        then ``SCORED``: label (why a head or a fold is no fair one, or the head's size), score (``all`` or ``measured``
-        entries), scored_on (the layer: the target, and for a completed one also what it was before), fold (empty where there is
-        one only) … A cell that is not done has one row without scores.
+        their pooled rows (``fold_mean``). Columns cell, cohort, protocol, encoder, head, cached (what stands in it, on cached
+        features, for what needs pixels in the original), params (JSON text of those given), target, seed, status (``done``,
+        ``failed``, ``skipped``, ``waiting``), error (why a cell failed or was skipped), seconds, then ``SCORED``: label (why a
+        head or a fold is no fair one, or the head's size), score (``all`` or ``measured`` entries), scored_on (the layer: the
+        target, and for a completed one also what it was before), fold (empty where there is one only) …
+        A cell that is not done has one row without scores.
 
     Raises
     ------
@@ -176,6 +178,7 @@ def _rows(layout: Layout, name: str) -> list[dict[str, Any]]:
             "protocol": cell.protocol,
             "encoder": cell.encoder,
             "head": cell.head,
+            "cached": head_class(cell.head).cached or None,
             "params": cell.params,
             "target": cell.target,
             "seed": cell.seed,

@@ -173,6 +173,7 @@ def _results(
         Result(
             **shared,
             label=_own_label(row["label"] or "", one.folds[0].label),
+            cached=row["cached"] or "",
             scored_on=layer,
             raw=one.raw,
             entries=which,

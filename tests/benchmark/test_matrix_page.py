@@ -68,7 +68,10 @@ def results() -> tuple[Result, ...]:
         for target, skill in zip(("log1p", "d_log1p"), skills, strict=True):
             scores = score_cell([held_out("a", "b")], [predicted(skill, i, "a", "b")], n_resamples=RESAMPLES)
             label, layer = LABELS.get(head, ""), "log1p"
-            cell = Result("C", "enc", head, "{}", None, label, target, layer, layer, "all", scores, f"{i}{target}")
+            pixels = "ridge; the original reads pixels" if head == "sepal" else ""
+            cell = Result(
+                "C", "enc", head, "{}", None, label, target, layer, layer, "all", scores, f"{i}{target}", pixels
+            )
             found.append(cell)
             if target != "log1p":
                 found.append(cell._replace(scored_on=target))
@@ -274,6 +277,7 @@ def test_the_page_says_it_all_by_itself(tmp_path: Any):
     for said in ("needs tokens", "not probed", "sepal (small)", "slide-mean (oracle)", "gene-mean (floor)", "log₂(1 + TPM)",
                  "spatial block", "MSE below it", "predicted less truth (log1p)", "Scored on log1p, the raw layer"):  # fmt: skip
         assert said in text, said
+    assert "sepal (small) ridge; the original reads pixels" in text
     assert text.index("What was found") < text.index("Head by head") < text.index("published, not measured here")
     assert HELPS in page.text
     assert HURTS in page.text

@@ -295,6 +295,8 @@ def test_a_head_that_cannot_take_the_encoder_is_skipped(
     toml = declare(encoders=[ENCODER, "tokens/toy"], heads=[pixnet, "ridge"], targets=["lognorm"])
     rows = matrix.run(study.layout, toml)
     found = {(row["encoder"], row["head"]): row for row in rows if row["over"] in (None, "pooled")}
+    assert "decodes pixels" in found["tokens/toy", "pixnet"]["cached"]
+    assert found[ENCODER, "ridge"]["cached"] is None
     status = {key: row["status"] for key, row in found.items()}
     assert status == {
         (ENCODER, "pixnet"): "skipped",
