@@ -82,9 +82,9 @@ def _colours(at: Desk, slide: str, kind: str, name: str, layer: str | None, minu
         other = _layer(at, slide, minus)
         return study.gene_colours(values, name, own, other, _gene(at, slide, name, minus))
     if kind in ("pca", "cluster"):
-        key, held = at.key(name, slide), at.held()
+        key = at.key(name, slide)
         with answered():
-            directions = at.fits.get(("pca", key), lambda: study.fit_directions(at.layout, held, key))
+            directions = at.fits.get(("pca", key), lambda: study.fit_directions(at.layout, at.held(), key))
             if kind == "pca":
                 return study.pca_colours(at.layout, slide, key, directions)
             centres = at.fits.get(("cluster", key, k), lambda: study.fit_clusters(directions, k))

@@ -85,6 +85,9 @@ class Desk:
             text = json.dumps(dataclasses.astuple(fresh), sort_keys=True)
             mark = hashlib.sha256(text.encode()).hexdigest()
             if mark != self._mark:
+                # lists are made of what is held, so it is new before they are forgotten; a picture is kept by a mark that
+                # was taken before it was read, so the mark is new after
+                self._held = fresh
                 for cache in (
                     self._views,
                     self._tiles,
@@ -95,7 +98,7 @@ class Desk:
                     self._searchers,
                 ):
                     cache.clear()
-                self._held, self._mark = fresh, mark
+                self._mark = mark
             now = time.monotonic()
             self._next = now + max(LOOK_EVERY_S, LOOK_SHARE * (now - start))
             assert self._held is not None
@@ -103,9 +106,9 @@ class Desk:
         finally:
             self._look.release()
 
-    def slide(self, slide: str) -> dict[str, Any]:
-        """Give the record of a slide."""
-        return _find(self.held().slides, slide, "slide")
+    def slide(self, slide: str, held: Catalogue | None = None) -> dict[str, Any]:
+        """Give the record of a slide, of what is held now or was just now."""
+        return _find((held or self.held()).slides, slide, "slide")
 
     def cohort(self, cohort: str) -> dict[str, Any]:
         """Give the record of a cohort."""
@@ -113,7 +116,8 @@ class Desk:
 
     def key(self, encoder: str, slide: str | None = None) -> str:
         """Give the key of embeddings, of the store or of a slide."""
-        known = self.held().encoders() if slide is None else list(self.held().embeddings[slide])
+        held = self.held()
+        known = held.encoders() if slide is None else list(_find(held.embeddings, slide, "slide"))
         if encoder not in known:
             raise Refused(404, f"no embeddings {encoder!r} (there are: {', '.join(sorted(known)) or 'none'})")
         return encoder
@@ -125,8 +129,13 @@ class Desk:
 
     def layers(self, slide: str) -> list[dict[str, Any]]:
         """List the layers that have expression of a slide."""
-        held = self.held()
-        return self.lists.get(("layers", slide), lambda: view.layers(held, slide))
+
+        def listed() -> list[dict[str, Any]]:
+            held = self.held()
+            self.slide(slide, held)
+            return view.layers(held, slide)
+
+        return self.lists.get(("layers", slide), listed)
 
     def tables(self) -> Tables:
         """Give the tables of the slides."""
@@ -157,17 +166,18 @@ class Desk:
         except InputError as error:
             raise Refused(404, str(error)) from error
 
-    def picture(self, key: tuple[Any, ...], make: Any) -> bytes:
-        """Give the JPEG of what `make` reads, kept under `key`."""
+    def picture(self, mark: str, make: Any) -> bytes:
+        """Give the JPEG of what `make` reads, kept under a mark that was taken before anything of it was read."""
 
         def encoded() -> bytes:
             with answered():
                 return jpeg(make())
 
-        return self._tiles.get((self._mark, *key), encoded)
+        return self._tiles.get(mark, encoded)
 
     def mark(self, *key: Any) -> str:
         """Name a picture as it is now, for the browser."""
+        self.held()
         return hashlib.sha256(repr((self._mark, key)).encode()).hexdigest()[:16]
 
     # -- search --------------------------------------------------------------------------------------------------------

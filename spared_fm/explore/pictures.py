@@ -23,15 +23,16 @@ JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}, "d
 def slides(request: Request) -> Response:
     """List the slides."""
     at = desk(request)
-    held = at.held()
-    return Json({"store": at.name, "slides": at.lists.get("slides", lambda: view.slides(held, at.layout))})
+    at.held()  # forgets the list that is kept, where the store has changed
+    return Json({"store": at.name, "slides": at.lists.get("slides", lambda: view.slides(at.held(), at.layout))})
 
 
 @router.get("/{slide}")
 def slide(request: Request, slide: str) -> Response:
     """Describe a slide: its size, what its spots can be coloured by, and its embeddings."""
     at = desk(request)
-    record, held = at.slide(slide), at.held()
+    held = at.held()
+    record = at.slide(slide, held)
     shown = view.frame(at.layout, slide, record)
     return Json(
         {
@@ -58,23 +59,23 @@ def dzi(request: Request, slide: str) -> Response:
 def tile(request: Request, slide: str, level: int, column: int, row: int) -> Response:
     """Give a tile of the deep zoom."""
     at = desk(request)
+    mark = at.mark("tile", slide, level, column, row)
     shown = at.view(slide)
     if not 0 <= level <= shown.max_level:
         raise Refused(404, f"slide {slide} has no level {level} (levels 0 to {shown.max_level})")
     width, height = shown.size(level)
     if not (0 <= column * TILE < width and 0 <= row * TILE < height):
         raise Refused(404, f"slide {slide}, level {level}: no tile {column}_{row}")
-    key = ("tile", slide, level, column, row)
-    return picture(request, at.picture(key, lambda: shown.tile(level, column, row)), at.mark(*key))
+    return picture(request, at.picture(mark, lambda: shown.tile(level, column, row)), mark)
 
 
 @router.get("/{slide}/thumbnail.jpg", responses=JPEG, response_class=Response)
 def thumbnail(request: Request, slide: str, px: Annotated[int, Query(ge=16, le=1024)] = 256) -> Response:
     """Give the whole picture, its longer side at most `px` pixels."""
     at = desk(request)
+    mark = at.mark("thumbnail", slide, px)
     shown = at.view(slide)
-    key = ("thumbnail", slide, px)
-    return picture(request, at.picture(key, lambda: shown.shrunk(px)), at.mark(*key))
+    return picture(request, at.picture(mark, lambda: shown.shrunk(px)), mark)
 
 
 @router.get("/{slide}/patch", responses=JPEG, response_class=Response)
@@ -89,20 +90,20 @@ def one_patch(
 ) -> Response:
     """Give the square of tissue around a spot, or around a place of the picture."""
     at = desk(request)
+    mark = at.mark("patch", slide, spot, x, y, um, px)
     record = at.slide(slide)
     if (spot is None) == (x is None or y is None):
         raise Refused(422, "give spot, or x and y")
     row = None if spot is None else at.rows(slide, [spot])[0]
-    key = ("patch", slide, row, x, y, um, px)
     if row is not None and record["image"] is not None and record["image"]["kind"] == "patches":
-        return picture(request, at.picture(key, lambda: stored_patch(at.layout, slide, row, um, px)), at.mark(*key))
+        return picture(request, at.picture(mark, lambda: stored_patch(at.layout, slide, row, um, px)), mark)
     shown = at.view(slide)
     if row is not None:
         x, y = at.spots(slide)["xy"][row].tolist()
     if x is None or y is None:
         raise Refused(422, "give spot, or x and y")
     place = x, y
-    return picture(request, at.picture(key, lambda: patch(shown, *place, um, px)), at.mark(*key))
+    return picture(request, at.picture(mark, lambda: patch(shown, *place, um, px)), mark)
 
 
 @router.get("/{slide}/spots")

@@ -32,8 +32,8 @@ def cohorts(request: Request) -> Response:
 def encoders(request: Request) -> Response:
     """List the embeddings by key, and their indexes."""
     at = desk(request)
-    held = at.held()
-    return Json({"encoders": at.lists.get("encoders", lambda: view.encoders(held, at.layout))})
+    at.held()  # forgets the list that is kept, where the store has changed
+    return Json({"encoders": at.lists.get("encoders", lambda: view.encoders(at.held(), at.layout))})
 
 
 @router.get("/features", responses=STREAM, response_class=StreamingResponse)

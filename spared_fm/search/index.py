@@ -16,7 +16,7 @@ import numpy as np
 from spared_fm.errors import InputError
 from spared_fm.search import files
 from spared_fm.search.exact import MARGIN, PIECE_BYTES, row_norms, similarities, unit_rows, usable_queries
-from spared_fm.search.ivf import bounded, visit_lists
+from spared_fm.search.ivf import bounded, list_rows, visit_lists
 from spared_fm.search.keep import Selection, mark
 from spared_fm.search.plan import Plan
 from spared_fm.search.ranges import within
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _BATCH = 1024
 #: Lists visited hold at least so many rows for each candidate asked for.
 _ROOM = 4
+#: Lists visited under a filter hold at least this share of the kept rows that so many lists hold on average.
+_FAIR = 0.5
 
 
 class Index:
@@ -175,7 +177,8 @@ class Index:
         keep
             What may be found, as in :meth:`select`.
         probes
-            Lists to visit; more are visited where a filter or removed rows leave fewer in each, and for a large k.
+            Lists to visit; more are visited where a filter or removed rows leave fewer in each (or, in those that are near,
+            next to none: a query's own slide left out), and for a large k.
         candidates
             For each result, so many are found and scored again.
         rerank
@@ -207,10 +210,11 @@ class Index:
         nlist = self._trained.ivf.nlist
         visited = (probes or self.probes) * max(1.0, (self.rows + self.dead) / kept)
         visited = min(nlist, int(np.ceil(max(visited, _ROOM * count * nlist / kept))))
+        least = 0.0 if selection is None else _FAIR * visited * kept / nlist
         step = max(1, min(_BATCH, PIECE_BYTES // (8 * count)))
         for start in range(0, len(asked), step):
             part = slice(start, start + step)
-            near, rough = self._candidates(asked[part], count, visited, selection)
+            near, rough = self._candidates(asked[part], count, visited, selection, least)
             if rerank is not None:
                 rough = self._scored(asked[part], near, rerank)
                 near = np.where(rough > -np.inf, near, -1)
@@ -220,14 +224,60 @@ class Index:
             similarity[part, :width] = np.take_along_axis(rough, order, 1)
         return ids, similarity
 
-    def _candidates(self, queries: NDArray[np.float32], count: int, probes: int, selection: Selection | None) -> Found:
-        """Return ids and estimated similarities (q, c) of candidates; -1 and -inf where a list was short of them."""
-        if self.metric == "cosine":
-            queries = unit_rows(queries, row_norms(queries, self.metric))
+    def _candidates(
+        self, queries: NDArray[np.float32], count: int, probes: int, selection: Selection | None, least: float
+    ) -> Found:
+        """Return ids and estimated similarities (q, c) of candidates, of lists that hold ``least`` kept rows or more.
+
+        Where a list was short of them they are -1 and -inf.
+        """
+        unit = unit_rows(queries, row_norms(queries, self.metric)) if self.metric == "cosine" else queries
+        with bounded(self.threads):
+            points = self._trained.points(unit)
+            distance, lists = self._trained.ivf.quantizer.search(points, probes)
+        nlist = self._trained.ivf.nlist
+        if selection is None or probes >= nlist:
+            return self._visited(points, distance, lists, count, selection)
+        # what a filter leaves out is often just what lies near: the lists of a query's own slide
+        short = self._held(lists, selection) < least
+        if not short.any():
+            return self._visited(points, distance, lists, count, selection)
+        ids, rough = np.empty((len(queries), count), np.int64), np.empty((len(queries), count), np.float32)
+        more = self._candidates(queries[short], count, min(nlist, 2 * probes), selection, least)
+        ids[short], rough[short] = more
+        if not short.all():
+            rest = ~short
+            ids[rest], rough[rest] = self._visited(points[rest], distance[rest], lists[rest], count, selection)
+        return ids, rough
+
+    def _held(self, lists: NDArray[np.int64], selection: Selection) -> NDArray[np.int64]:
+        """Count the kept rows in the lists (q, p) of each query."""
+        unique, back = np.unique(lists, return_inverse=True)
+        try:
+            for number in unique.tolist():
+                if number not in selection.listed:
+                    selection.listed[number] = sum(
+                        segment.ivf.invlists.list_size(number)
+                        if bits is None
+                        else int(np.count_nonzero(mask[list_rows(segment.ivf, number)]))
+                        for segment, mask, bits in zip(self._segments, selection.masks, selection.bits, strict=True)
+                    )
+        except IndexError:
+            raise InputError(f"{self.folder}: a segment of the index is damaged; build the index again") from None
+        held = np.array([selection.listed[number] for number in unique.tolist()], np.int64)
+        return held[back.reshape(lists.shape)].sum(axis=1)
+
+    def _visited(
+        self,
+        points: NDArray[np.float32],
+        distance: NDArray[np.float32],
+        lists: NDArray[np.int64],
+        count: int,
+        selection: Selection | None,
+    ) -> Found:
+        """Search the given lists of all segments."""
         with bounded(self.threads):
             threads = faiss.omp_get_max_threads()
-            points = self._trained.points(queries)
-            distance, lists = self._trained.ivf.quantizer.search(points, probes)
             work = [
                 (segment, None if selection is None else selection.bits[number])
                 for number, segment in enumerate(self._segments)

@@ -102,6 +102,12 @@ class Trained:
         return ivf
 
 
+def list_rows(ivf: Any, number: int) -> NDArray[np.int64]:
+    """Return FAISS's ids of the rows in one inverted list, as a view."""
+    size = ivf.invlists.list_size(number)
+    return faiss.rev_swig_ptr(ivf.invlists.get_ids(number), size) if size else np.empty(0, np.int64)
+
+
 def visit_lists(
     ivf: Any,
     points: NDArray[np.float32],

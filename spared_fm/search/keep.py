@@ -32,11 +32,14 @@ class Selection:
         The same, packed as FAISS reads it; None where the whole segment is kept.
     count
         Rows kept, in all.
+    listed
+        Rows kept in each inverted list that a search has asked for.
     """
 
     masks: list[NDArray[np.bool_]]
     bits: list[NDArray[np.uint8] | None]
     count: int
+    listed: dict[int, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, masks: list[NDArray[np.bool_]]) -> Selection:

@@ -9,6 +9,7 @@ import json
 import re
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -157,7 +158,9 @@ def index(
     now = _entries(layout, key, chosen, [held["slide"] for held in (old or {"slides": []})["slides"]])
     rows = sum(slide["rows"] for slide in now.values())
     wanted = plans.choose(rows, first.shape[1], memory=settings["memory"], target_recall=settings["target_recall"])
-    why = _why_anew(old, settings, first.attributes["recipe_id"], wanted) if old is not None else None
+    why = None
+    if old is not None:
+        why = _why_anew(old, settings, first.attributes["recipe_id"], wanted) or _damage(layout, old)
     base = old if why is None else None
     table, next_number = _numbered(now, base)
     held = {slide["number"] for slide in (base or {"slides": []})["slides"]}
@@ -261,8 +264,24 @@ def _why_anew(old: Card, settings: Mapping[str, Any], recipe_id: str, wanted: Pl
             return f"another {name}"
     if plan["kind"] != wanted.kind:
         return f"{wanted.kind} suits {wanted.rows} rows, not {plan['kind']}"
+    codes = [factory.rpartition(",")[2] for factory in (wanted.factory, plan["factory"])]
+    if codes[0] != codes[1]:  # of one kind: with more rows, those of half precision outgrow --memory
+        return f"{codes[0]} codes suit {wanted.rows} rows, not {codes[1]}"
     if not plan["lists"] / OTHER_LISTS < max(1, wanted.lists) < max(1, plan["lists"]) * OTHER_LISTS:
         return f"{wanted.lists} lists suit {wanted.rows} rows, not {plan['lists']}"
+    return None
+
+
+def _damage(layout: Layout, old: Card) -> str | None:
+    """Say that files of an index can't be opened; an object store's, which would be fetched for it, aren't looked at."""
+    if not files(old) or not isinstance(layout.files.root, Path):
+        return None
+    from spared_fm.search.index import Index
+
+    try:
+        Index.open(local_folder(layout, old), old).close()
+    except InputError:
+        return "a file of it is damaged or gone"
     return None
 
 
@@ -327,9 +346,11 @@ def _removed_on_failure(layout: Layout, card: Card, old: Card | None) -> Iterato
     try:
         yield
     except BaseException:
-        before = {file["file"] for file in files(old)} if old is not None else set()
+        used = {file["file"] for file in files(old)} if old is not None else set()
+        with contextlib.suppress(InputError):  # an interrupted or failed write may have put it into force all the same
+            used |= {file["file"] for file in files(read_card(layout, card["key"]) or {"segments": []})}
         for file in files(card):
-            if file["file"] not in before:
+            if file["file"] not in used:
                 layout.files.remove(f"{folder(card['key'])}/{file['file']}")
         raise
 

@@ -244,8 +244,11 @@ def problems(layout: Layout) -> Iterator[tuple[str, str]]:
             elif card["plan"]["kind"] != "exact":
                 from spared_fm.search.index import Index
 
-                with Index.open(local_folder(layout, card), card) as index:
-                    index.verify()
+                try:
+                    with Index.open(local_folder(layout, card), card) as index:
+                        index.verify()
+                except InputError as error:  # a run without --rebuild may find nothing to do
+                    yield key, f"index {key}: {error}, with {mend(layout, key, rebuild=True)}"
         except InputError as error:
             yield key, f"index {key}: {error}"
 

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -274,10 +275,14 @@ class Maker:
 
 def _load(path: Path) -> Any:
     try:
-        return np.load(path, allow_pickle=False)
+        with path.open("rb") as file:  # numpy leaves it open when it is a broken archive
+            values = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise InputError(
             f"{path}: is not a .npy file of numbers ({type(error).__name__}); write it with numpy.save"
         ) from error
+    if not isinstance(values, np.ndarray):
+        raise InputError(f"{path}: is an archive of arrays, not a .npy file of numbers; write it with numpy.save")
+    return values

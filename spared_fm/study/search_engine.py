@@ -56,7 +56,11 @@ def _least(engine: Engine, radius: float | None) -> float:
 
 def _ask(engine: Engine, rows: Rows, queries: Sequence[Query], kept: Kept, k: int) -> list[tuple[Hits, float]]:
     """For each query, what its vectors have among their k best, less its own spots; and how similar a row not listed may be."""
-    own = [{int(ids_of(rows.numbers[s], r)) for s, r in query.own if s in rows.numbers} for query in queries]
+    # of spots that can't be found anyway no more need be asked for
+    own = [
+        {int(ids_of(rows.numbers[s], r)) for s, r in query.own if rows.numbers.get(s) in kept.masks}
+        for query in queries
+    ]
     want = max(1, min(k + max(map(len, own)), len(kept)))
     ids, similarity = engine.nearest(np.concatenate([query.vectors for query in queries]), want, kept)
     horizon = similarity[:, -1] if want < len(kept) else np.full(len(ids), -np.inf)
@@ -96,10 +100,10 @@ def best_per_slide(
     for query in queries:
         left, slides = kept, Hits()
         while k is None or len(slides) < k:
-            [(hits, _)] = _ask(engine, rows, [query], left, 4 * (k or _FIRST))
+            [(hits, horizon)] = _ask(engine, rows, [query], left, 4 * (k or _FIRST))
             fresh: dict[int, tuple[int, float]] = {}
             for hit in hits:
-                if hit[1] >= least:
+                if hit[1] >= max(least, horizon):  # below it another row of that slide, not listed, may be more similar
                     fresh.setdefault(int(numbers_of(np.array(hit[0]))), hit)
             if not fresh:
                 break

@@ -97,7 +97,10 @@ def catalogue(layout: Layout) -> Catalogue:
         embeddings[slide] = {}
         for key in layout.embeddings(slide):
             if not key.startswith(f"{TOKENS}/"):
-                array = EmbeddingArray(layout, slide, key)
+                try:
+                    array = EmbeddingArray(layout, slide, key)
+                except (InputError, FileNotFoundError):  # it went just now
+                    continue
                 embeddings[slide][key] = {**array.attributes, "dim": array.shape[1]}
     heads = {name: sorted(layout.files.list(f"heads/{name}")) for name in cohorts}
     keys = {key for own in embeddings.values() for key in own}

@@ -30,6 +30,7 @@ class Cache(Generic[T]):
         self._pending: dict[Hashable, Future[T]] = {}
         self._lock = threading.Lock()
         self._total = 0
+        self._cleared = 0
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """Give the value of `key`, making it where there is none; what `make` raises reaches all who wait for it."""
@@ -40,31 +41,36 @@ class Cache(Generic[T]):
             pending = self._pending.get(key)
             if pending is None:
                 mine = self._pending[key] = Future()
+                cleared = self._cleared
         if pending is not None:
             return pending.result()
         try:
             value = make()
+            weight = self._weight(value)
         except BaseException as error:
             with self._lock:
-                del self._pending[key]
+                if cleared == self._cleared:
+                    del self._pending[key]
             mine.set_exception(error)
             raise
         with self._lock:
-            del self._pending[key]
-            weight = self._weight(value)
-            self._held[key] = value, weight
-            self._total += weight
-            while self._total > self.limit and len(self._held) > 1:
-                _, (_, gone) = self._held.popitem(last=False)
-                self._total -= gone
+            if cleared == self._cleared:  # else it may be made of what was forgotten since
+                del self._pending[key]
+                self._held[key] = value, weight
+                self._total += weight
+                while self._total > self.limit and len(self._held) > 1:
+                    _, (_, gone) = self._held.popitem(last=False)
+                    self._total -= gone
         mine.set_result(value)
         return value
 
     def clear(self) -> None:
-        """Forget all values; what is being made now is kept once it is there."""
+        """Forget all values; what is being made now is given to those who wait for it, and not kept."""
         with self._lock:
             self._held.clear()
+            self._pending.clear()
             self._total = 0
+            self._cleared += 1
 
     @property
     def total(self) -> int:

@@ -54,6 +54,7 @@ class SlideView:
     frame: Frame
     small: np.ndarray | None
     reader: Callable[[], ImageReader] | None
+    _whole: np.ndarray | None = dataclasses.field(default=None, init=False, repr=False)
 
     @property
     def max_level(self) -> int:
@@ -128,18 +129,18 @@ class SlideView:
         source = image.levels[level]
         longest = max(self.frame.width, self.frame.height)
         if shrink / source.downsample > _SHRINK and longest / shrink <= OVERVIEW_PX:
-            with _decoding:
-                overview = self._overview
+            overview = self._overview(image)
             return _resized(
                 lambda x, y, w, h: overview[y : y + h, x : x + w], overview.shape[1::-1], self.frame, box, out
             )
         return _resized(functools.partial(image.read, level), (source.width, source.height), self.frame, box, out)
 
-    @functools.cached_property
-    def _overview(self) -> np.ndarray:
-        """The whole image at a few million pixels, for an image that has no small levels of its own."""
-        assert self.reader is not None
-        return thumbnail(self.reader(), OVERVIEW_PX)[0]
+    def _overview(self, image: ImageReader) -> np.ndarray:
+        """Give the whole image at a few million pixels, for an image that has no small levels of its own."""
+        with _decoding:  # the image is open already: to open one in here would wait for this very lock
+            if self._whole is None:
+                self._whole = thumbnail(image, OVERVIEW_PX)[0]
+            return self._whole
 
 
 def open_slide_image(layout: Layout, slide: str, reader: Callable[[], ImageReader] | None = None) -> SlideView:
@@ -219,6 +220,8 @@ def patch(view: SlideView, x: float, y: float, um: float, px: int) -> np.ndarray
 
 def stored_patch(layout: Layout, slide: str, row: int, um: float, px: int) -> np.ndarray:
     """Read the patch of a spot of a slide that has a file of patches: uint8 (px, px, 3)."""
+    if slide_record(layout, slide)["mpp"] is None:
+        raise InputError(f"slide {slide}: its µm per pixel are not known, so no patch can be cut")
     reader, places = patch_source(layout, slide, PatchSpec(um, px), range(row, row + 1))
     return reader.read(places)[0]
 

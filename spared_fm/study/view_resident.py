@@ -32,7 +32,7 @@ class _Question:
     k: int
     kept: Kept
     answer: tuple[np.ndarray, np.ndarray] | None = None
-    error: Exception | None = None
+    error: BaseException | None = None
     woken: threading.Event = dataclasses.field(default_factory=threading.Event)
 
 
@@ -106,32 +106,36 @@ class Resident:
         return mine.answer
 
     def _answer(self, asked: list[_Question]) -> None:
+        try:
+            found = self._found(asked)
+        except BaseException as error:  # whoever waits must hear of it, not only the thread that searched
+            for question in asked:
+                question.error = error
+            return
+        for question, answer in zip(asked, found, strict=True):
+            question.answer = answer
+
+    def _found(self, asked: list[_Question]) -> list[tuple[np.ndarray, np.ndarray]]:
         step = max(1, _PRODUCTS // len(self._ids))
         vectors = np.concatenate([question.vectors for question in asked])
         owner = np.repeat(np.arange(len(asked)), [len(question.vectors) for question in asked])
         ids = [np.full((len(q.vectors), q.k), -1, np.int64) for q in asked]
         found = [np.full((len(q.vectors), q.k), -np.inf, np.float32) for q in asked]
         first = np.searchsorted(owner, np.arange(len(asked)))
-        try:
-            units = unit_rows(vectors, row_norms(vectors, self.metric))
-            for start in range(0, len(vectors), step):
-                # this way round BLAS is a quarter faster: it cuts the long matrix, not the short one, into panels
-                rough = self._units @ units[start : start + step].T
-                for offset, products in enumerate(rough.T):
-                    self._leave(products, asked[owner[start + offset]].kept)
-                tops = rough.reshape(-1, _BLOCK, rough.shape[1]).max(axis=1)
-                for offset, products in enumerate(rough.T):
-                    i = start + offset
-                    question, place = asked[owner[i]], i - first[owner[i]]
-                    near, similarity = self._best(products, tops[:, offset], vectors[i], question.k)
-                    ids[owner[i]][place, : len(near)] = self._ids[near]
-                    found[owner[i]][place, : len(near)] = similarity
-        except Exception as error:  # whoever waits must hear of it, not only the thread that searched
-            for question in asked:
-                question.error = error
-            return
-        for question, own, values in zip(asked, ids, found, strict=True):
-            question.answer = own, values
+        units = unit_rows(vectors, row_norms(vectors, self.metric))
+        for start in range(0, len(vectors), step):
+            # this way round BLAS is a quarter faster: it cuts the long matrix, not the short one, into panels
+            rough = self._units @ units[start : start + step].T
+            for offset, products in enumerate(rough.T):
+                self._leave(products, asked[owner[start + offset]].kept)
+            tops = rough.reshape(-1, _BLOCK, rough.shape[1]).max(axis=1)
+            for offset, products in enumerate(rough.T):
+                i = start + offset
+                question, place = asked[owner[i]], i - first[owner[i]]
+                near, similarity = self._best(products, tops[:, offset], vectors[i], question.k)
+                ids[owner[i]][place, : len(near)] = self._ids[near]
+                found[owner[i]][place, : len(near)] = similarity
+        return list(zip(ids, found, strict=True))
 
     def _leave(self, products: np.ndarray, kept: Kept) -> None:
         """Strike out what isn't kept, and rows that hold no vector."""

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 MOST_REGION_UM = 2000.0
 """Longest side of a region that is encoded from pixels."""
+MOST_ANY = 1000
+"""Most spots of a region that are searched for one by one: each has as many results as all of them together."""
+_OWN = frozenset({"query", "rank", "spot", "x", "y", "similarity", "expression"})  # what a result says of itself
 _KEPT = 32  # conditions whose fitting rows are remembered
 _encoding = threading.Lock()  # an encoder uses all cores by itself
 
@@ -127,6 +130,11 @@ class Searcher:
                 Query(box.slide, vector[None], (box.slide,), ((box.slide, int(row)),))
                 for row, vector in zip(rows[good], self.rows.scaled(values[good]), strict=True)
             ]
+            if combine == "any" and len(made) > MOST_ANY:
+                raise InputError(
+                    f"the region has {len(made)} spots, at most {MOST_ANY} are searched for one by one; draw a smaller one, or "
+                    "ask for their mean"
+                )
             if made:
                 return dataclasses.replace(
                     self._one(made, combine or "mean"), name=f"{len(made)} spots of a region"
@@ -159,7 +167,7 @@ class Searcher:
         -------
         list of dict
             As those of :func:`spared_fm.study.search.search`, but x and y are pixels of the slide's picture, and genes are in
-            ``expression``: gene → value.
+            ``expression``: gene → value. A column named like one of these is ``obs:<column>``.
         """
         hits = self._hits(queries, ask)
         places = [(i, rank, *at) for i, found in enumerate(hits) for rank, at in enumerate(found, start=1)]
@@ -183,7 +191,7 @@ class Searcher:
                 "x": x,
                 "y": y,
                 "similarity": similarity,
-                **beside[at],
+                **{f"obs:{name}" if name in _OWN else name: value for name, value in beside[at].items()},
             }
             if expressed is not None:
                 result["expression"] = dict(zip(ask.genes, map(native, expressed[at]), strict=True))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from typing import Any
@@ -318,6 +319,42 @@ def test_a_search_that_has_no_meaning_is_422_in_one_line(client: TestClient, bod
     answer = client.post("/api/search", json={"encoder": ENCODER, **body})
     assert answer.status_code == 422, answer.text
     assert list(answer.json()) == ["error"]
+
+
+def test_a_column_named_like_a_place_leaves_the_place_alone(
+    client: TestClient, shown: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spot = f"{shown.slides[0]}/{shown.slide(shown.slides[0]).obs_names[0]}"
+    plain = search(client, spots=[spot], k=3)["results"]
+    monkeypatch.setattr("spared_fm.study.view_search.obs_values", lambda _, spots, *rest: [{"x": -7.0}] * len(spots))
+    found = search(client, spots=[spot], k=3, columns=["x"])["results"]
+    assert found == [{**row, "obs:x": -7.0} for row in plain]
+
+
+def test_a_region_of_many_spots_is_not_searched_one_by_one(
+    client: TestClient, shown: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spared_fm.study.view_search.MOST_ANY", 3)
+    region = {"slide": shown.slides[0], "x": 0, "y": 0, "width": 1e5, "height": 1e5}
+    answer = client.post("/api/search", json={"encoder": ENCODER, "region": region, "combine": "any"})
+    assert answer.status_code == 422
+    assert search(client, region=region, k=1)["made_from"] == "region spots"
+
+
+@pytest.mark.parametrize("path", ["", "/values?what=pca:stain-bank", "/values?what=gene:x"])
+def test_a_slide_that_goes_while_it_is_asked_for_is_told_in_words(
+    shown: Study, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    from spared_fm.explore.app import create_app
+    from spared_fm.explore.desk import Desk
+
+    client = TestClient(create_app(shown.layout.root), base_url="http://localhost", raise_server_exceptions=False)
+    before = client.app.state.desk.held()  # type: ignore[attr-defined]
+    after = dataclasses.replace(before, slides={}, embeddings={}, cohorts={})
+    for looks in range(1, 5):
+        held = iter([before] * looks)
+        monkeypatch.setattr(Desk, "held", lambda _, held=held: next(held, after))
+        assert client.get(f"/api/slides/{shown.slides[0]}{path}").status_code in (200, 404, 409), looks
 
 
 def test_what_changes_in_the_store_is_seen(shown: Study, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

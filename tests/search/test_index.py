@@ -109,6 +109,22 @@ def test_more_lists_are_visited_where_a_filter_leaves_few_rows(tmp_path):
     np.testing.assert_array_equal(found[0], true[0])
 
 
+@pytest.mark.parametrize("removed", [False, True], ids=["filtered", "removed"])
+def test_lists_are_visited_until_they_hold_rows_that_are_kept(removed, tmp_path):
+    rng = np.random.default_rng(3)
+    far = np.repeat(rng.normal(size=(2, DIM)) * 4, ROWS // 2, axis=0)  # two tissues, each of several patterns
+    vectors = (far + rng.normal(size=(12, DIM))[np.arange(ROWS) % 12] + rng.normal(size=(ROWS, DIM)) / 4).astype("f2")
+    ids = draw()[0]
+    half = ROWS // 2
+    card = write(tmp_path, HALF, ids, vectors, (800, 2000))
+    tombstones, keep = ([[0, int(ids[half])]], None) if removed else ([], ids[half:])
+    index = Index.open(tmp_path, card | {"tombstones": tombstones}, threads=1)
+    queries = vectors[:half:100].astype(np.float32)
+    found, _ = index.search(queries, 5, keep=keep, probes=1, rerank=stored(ids, vectors))
+    true = exact.search(queries, [(ids[half:], vectors[half:])], 5)[0]
+    assert np.mean([np.isin(some, good).mean() for some, good in zip(found, true, strict=True)]) > 0.8
+
+
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=6))
 def test_ranges_without_is_the_complement(pairs):
     ranges = [(a, b) for a, b in pairs if a <= b]

@@ -204,6 +204,8 @@ def test_why_an_index_is_built_anew(study: Study, spots: list[str], monkeypatch:
         plans, "choose", lambda *a, **o: plans.Plan("ivf-sq", 186, 560, "IVF16,SQfp16", 16, 120, 1, 1, 50)
     )
     assert study.index(ENCODER)["why"] == "16 lists suit 186 rows, not 4"
+    monkeypatch.setattr(plans, "choose", lambda *a, **o: plans.Plan("ivf-sq", 186, 560, "IVF16,SQ8", 16, 120, 1, 3, 50))
+    assert study.index(ENCODER)["why"] == "SQ8 codes suit 186 rows, not SQfp16"
     monkeypatch.undo()
     exact = study.index(ENCODER)
     assert (exact["kind"], exact["why"], exact["recall"]) == ("exact", "exact suits 186 rows, not ivf-sq", 1.0)

@@ -73,6 +73,33 @@ def test_damage_is_named(study: Study, spots: list[str]):
     assert study.verify() == []
 
 
+def test_damage_that_is_seen_is_mended_by_the_next_run(study: Study, spots: list[str]):
+    study.index(ENCODER)
+    segment = study.layout.files.path(f"{INDEXES}/{ENCODER}/{card_of(study)['segments'][0]['file']}")
+    segment.unlink()
+    assert study.index(ENCODER)["why"] == "a file of it is damaged or gone"
+    study.search(ENCODER, spots=spots)
+    segment = segment.parent / card_of(study)["segments"][0]["file"]
+    data = segment.read_bytes()
+    segment.write_bytes(data[:-1000] + bytes(8) + data[-992:])  # this takes reading all of it
+    assert "--rebuild`" in study.verify()[0]["problem"]
+
+
+def test_a_failure_after_the_card_was_written_removes_none_of_its_files(study: Study, monkeypatch: pytest.MonkeyPatch):
+    real = type(study.layout.files).replace
+
+    def replace(self: Any, key: str, data: bytes) -> None:
+        real(self, key, data)
+        if key.endswith("card.json"):
+            raise OSError("the disk failed to say that it was written")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(study.layout.files), "replace", replace)
+        with pytest.raises(OSError, match="failed to say"):
+            study.index(ENCODER)
+    assert study.verify() == []
+
+
 def test_two_runs_at_once_do_not_mix(study: Study, monkeypatch: pytest.MonkeyPatch):
     study.index(ENCODER, slides=SLIDES[:2])
     real = indexes._measure

@@ -112,12 +112,17 @@ def test_bad_queries_are_named(study: Study, maker: Maker, tmp_path: Path):
     np.save(tmp_path / "text.npy", np.array(["a"]))
     np.save(tmp_path / "pickle.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     (tmp_path / "broken.npy").write_bytes(b"no array")
+    np.savez(tmp_path / "several.npz", np.ones(560))
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 cut")
     for name, message in (
         ("short", "has 8 dimensions, embeddings 'stain-bank' have 560"),
         ("nan", "NaN"),
         ("text", "give numbers"),
         ("pickle", r"not a \.npy file of numbers"),
         ("broken", r"not a \.npy file of numbers"),
+        ("several", "an archive of arrays"),
+        ("zip", r"not a \.npy file of numbers"),
         ("none", "no such file"),
     ):
         with pytest.raises(InputError, match=rf"{name}\.npy.*{message}"):

@@ -16,7 +16,10 @@ from spared_fm.slides.patches import PatchReader, PatchSpec
 from spared_fm.study import index_table
 from spared_fm.study import search as searches
 from spared_fm.study.api import Study
+from spared_fm.study.index_table import Kept, Rows, ids_of
+from spared_fm.study.queries import Query
 from spared_fm.study.search import COLUMNS
+from spared_fm.study.search_engine import best_per_slide
 from tests.study.conftest import ENCODER
 
 SLIDE = "synthetic_p1_s1"
@@ -176,6 +179,23 @@ def test_one_result_per_slide(study: Study, rows: tuple[list[str], np.ndarray]):
     assert list(study.search(ENCODER, spots=[query], one_per_slide=True, k=2)["spot"]) == list(best.values())[:2]
     cut = float(found["similarity"].iloc[1])
     assert len(study.search(ENCODER, spots=[query], one_per_slide=True, radius=cut)) == 2
+
+
+def test_one_result_per_slide_is_its_best_for_any_of_a_set(study: Study):
+    values = np.array([[0.9, 0.95]] + [[0.0, 0.95]] * 7 + [[0.5, 0.0]] * 7 + [[0.0, 0.94]])
+    names = np.concatenate([ids_of(0, range(8)), ids_of(1, range(8))])
+
+    class Engine:
+        metric = "ip"
+
+        def nearest(self, vectors: np.ndarray, k: int, kept: Kept) -> tuple[np.ndarray, np.ndarray]:
+            ids, some = names[kept(names)], values[kept(names)]
+            order = np.argsort(-vectors @ some.T, axis=1, kind="stable")[:, :k]
+            return ids[order], np.take_along_axis(vectors @ some.T, order, 1)
+
+    rows = Rows(study.layout, ENCODER, {"a": 0, "b": 1}, {0: 8, 1: 8})
+    [hits] = best_per_slide(Engine(), rows, [Query("any", np.eye(2))], rows.kept({"a": None, "b": None}), 2, None)
+    assert hits == [(0, 0.95), (int(ids_of(1, 7)), 0.94)]
 
 
 def test_filters(study: Study):

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from spared_fm.errors import InputError
-from spared_fm.slides.images import open_image
-from spared_fm.study import view
+from spared_fm.slides.images import ImageReader, open_image
+from spared_fm.study import view, view_image
 from spared_fm.study.api import Study
 from spared_fm.study.view_image import SlideView, open_slide_image, patch
 
@@ -37,6 +37,28 @@ def test_an_image_without_small_levels_is_read_from_an_overview(tmp_path: Path) 
         seen.tile(13, 0, 0)
     with pytest.raises(InputError, match="no tile 1_0"):
         seen.tile(3, 1, 0)
+
+
+def test_an_overview_is_made_of_the_image_that_is_open(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 2500, 1700)
+
+    def reader() -> ImageReader:  # as for an image that went from the cache meanwhile
+        assert not view_image._decoding.locked(), "opening an image takes this lock"
+        return open_image(tmp_path / "a.png")
+
+    seen = SlideView("s", view.Frame(2500, 1700, 1.0, (0.0, 0.0), 0.5, "image"), None, reader)
+    assert seen.tile(8, 0, 0).shape == (107, 157, 3)
+
+
+def test_embeddings_that_go_while_the_store_is_looked_at_are_left_out(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise InputError("no such embeddings")
+
+    monkeypatch.setattr(view, "EmbeddingArray", gone)
+    held = view.catalogue(study.layout)
+    assert held.embeddings == {slide: {} for slide in study.slides}
 
 
 def test_a_thumbnail_stands_in_where_there_is_no_image() -> None:

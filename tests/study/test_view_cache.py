@@ -55,3 +55,30 @@ def test_a_failure_is_not_kept() -> None:
     with pytest.raises(ValueError, match="once"):
         cache.get("x", fail)
     assert cache.get("x", lambda: 3) == 3
+
+
+def test_what_is_made_while_all_is_forgotten_is_not_kept() -> None:
+    cache: Cache[str] = Cache(5)
+
+    def overtaken() -> str:
+        cache.clear()
+        return "old"
+
+    assert cache.get("x", overtaken) == "old"
+    assert cache.get("x", lambda: "new") == "new"
+
+    def overtaken_twice() -> str:
+        cache.clear()
+        assert cache.get("y", lambda: "new") == "new"  # who comes later doesn't wait for the old one
+        raise ValueError("late")
+
+    with pytest.raises(ValueError, match="late"):
+        cache.get("y", overtaken_twice)
+    assert cache.get("y", lambda: "newer") == "new"
+
+
+def test_a_value_that_cannot_be_weighed_keeps_nobody_waiting() -> None:
+    cache: Cache[bytes] = Cache(5, lambda _: 1 // 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            cache.get("x", lambda: b"")

@@ -101,3 +101,23 @@ def test_a_failure_reaches_who_asked_and_the_next_is_answered(monkeypatch: pytes
         with pytest.raises(ZeroDivisionError):
             resident.nearest(query, 2, whole)
     assert (resident.nearest(query, 2, whole)[0] >= 0).all()
+
+
+def test_too_little_memory_for_the_answer_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tables(5, coarse=False)
+    whole = table.kept(dict.fromkeys(table.parts))
+    resident = Resident(table, whole)  # type: ignore[arg-type]
+    query = np.ones((1, 8), np.float32)
+
+    def full(*_: object) -> np.ndarray:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("spared_fm.study.view_resident.np.full", full)
+        with pytest.raises(MemoryError):
+            resident.nearest(query, 2, whole)
+    found: list[np.ndarray] = []
+    thread = threading.Thread(target=lambda: found.append(resident.nearest(query, 2, whole)[0]), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert len(found) == 1

@@ -237,7 +237,7 @@ function showFields() {
 async function restore() {
   const known = (slide) => store.slides.some((one) => one.slide === slide);
   if (!state.a.slide) state.a.slide = store.slides[0].slide;
-  for (const pane of both()) pane.settings = state[pane.name];
+  for (const pane of Object.values(panes)) pane.settings = state[pane.name];
   showFields();
   showCurrent();
   if (!known(state.a.slide)) announce(`No slide ${state.a.slide} in this store`);

@@ -42,6 +42,7 @@ export class Pane {
     this.settings = settings;
     this.calls = calls;
     this.adopted = null; // the slide that the tools fit, while its picture may still be opening
+    this.fitted = null; // the settings that the tools show
     this.answer = null;
     this.colours = null;
     this.focus = null;
@@ -85,7 +86,7 @@ export class Pane {
     const { slide } = this.settings;
     this.#problem(null);
     try {
-      if (!this.info || this.info.slide !== slide) {
+      if (!this.info || this.info.slide !== slide || !this.view.spots) {
         this.#busy(`Opening ${slide}…`);
         const asked = api.spots(slide);
         asked.catch(() => {});
@@ -103,6 +104,9 @@ export class Pane {
         this.view.setSpots(spots);
         this.chosen = -1;
         this.find(".about").textContent = `${count(spots.ids.length, "spot")}${info.patient ? ` · patient ${info.patient}` : ""}`;
+        this.calls.opened(this);
+      } else if (this.fitted !== this.settings) {
+        this.#adopt(this.info); // another address of the same slide
         this.calls.opened(this);
       }
       this.#busy("Colouring spots…");
@@ -133,9 +137,10 @@ export class Pane {
     this.colours = colouring(this.answer, { map, low, high });
     this.view.layer.paint(this.colours, this.answer.values, this.focus);
     const pick = (code) => {
+      const pressed = code ?? this.focus; // its button is made anew, and keeps the focus
       this.focus = code;
       this.paint({ map, full }, shared);
-      this.find(`.categories li:nth-child(${1 + (code ?? 0)}) button`)?.focus();
+      this.find(`.categories li:nth-child(${1 + (pressed ?? 0)}) button`)?.focus();
     };
     showLegend(this.find(".legend"), this.answer, this.colours, { map, focus: this.focus, pick });
   }
@@ -186,6 +191,7 @@ export class Pane {
   #adopt(info) {
     const { settings } = this;
     this.adopted = info;
+    this.fitted = settings;
     const offered = choices(info).flatMap((one) => (Array.isArray(one[1]) ? one[1].map(([value]) => value) : [one[0]]));
     if (!offered.includes(settings.colour)) settings.colour = firstChoice(info);
     fillSelect(this.find(".what"), choices(info), settings.colour);

@@ -158,6 +158,7 @@ export class SearchPanel {
 
   #card(result, column, gene) {
     const row = (text, kind = "") => el("span", { class: kind }, text);
+    const shown = column && result[`obs:${column}` in result ? `obs:${column}` : column]; // a column may be named x, or rank
     const value = gene && result.expression ? result.expression[gene.gene] : undefined;
     const um = this.store.encoders.find(({ key }) => key === this.state.encoder)?.patch_um ?? 112;
     const picture = el("img", { src: api.patchUrl(result.spot, um, THUMBNAIL), alt: "", width: 88, height: 88, loading: "lazy" });
@@ -166,7 +167,7 @@ export class SearchPanel {
       row(result.slide, "strong"),
       row(barcodeOf(result.spot), "soft"),
       result.patient && result.patient !== result.slide ? row(`patient ${result.patient}`, "soft") : null,
-      column && result[column] !== null && result[column] !== undefined ? row(String(result[column])) : null,
+      column && shown !== null && shown !== undefined ? row(String(shown)) : null,
       gene ? row(`${gene.gene} ${value === null || value === undefined ? "not measured" : number(value)}`) : null,
     ];
     const similar = row(result.similarity.toFixed(3).replace("-", "−"), "similarity");

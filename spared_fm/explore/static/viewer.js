@@ -164,6 +164,7 @@ export class SlideView {
 
   /** Bring a point into the middle of the view; `close` also zooms in until a spot is easy to see. */
   show(x, y, close = false) {
+    if (Number.isNaN(x) || Number.isNaN(y)) return; // a spot without a place
     const { z } = this.camera();
     const diameter = 2 * this.spots.radius;
     this.setCamera({ x, y, z: close ? Math.max(z, 90 / diameter) : z });
