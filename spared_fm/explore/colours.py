@@ -64,8 +64,9 @@ def genes(
     )
 
 
-def _genes(at: Desk, slide: str, layer: str) -> list[str]:
-    return at.lists.get(("genes", slide, layer), lambda: study.gene_names(at.layout, slide, layer))
+def _genes(at: Desk, slide: str, layer: str) -> dict[str, str]:
+    """Give the genes of a layer: as people name them → as they are stored."""
+    return at.lists.get(("genes", slide, layer), lambda: study.layer_genes(at.layout, slide, layer))
 
 
 def _colours(at: Desk, slide: str, kind: str, name: str, layer: str | None, minus: str | None, k: int) -> Colours:
@@ -94,12 +95,14 @@ def _colours(at: Desk, slide: str, kind: str, name: str, layer: str | None, minu
 
 def _gene(at: Desk, slide: str, gene: str, layer: str) -> np.ndarray:
     known = _genes(at, slide, layer)
-    if gene not in known:
+    stored = list(known.values())
+    gene = known.get(gene, gene)
+    if gene not in stored:
         raise Refused(404, f"no gene {gene!r} in {layer} of slide {slide}; /api/genes lists them")
     with answered():
         if layer == "counts":
             counts = at.matrices.get(("counts", slide), lambda: study.counts_columns(at.layout, slide))
-            return counts[:, [known.index(gene)]].toarray()[:, 0].astype(np.float64)
+            return counts[:, [stored.index(gene)]].toarray()[:, 0].astype(np.float64)
         if layer.startswith("head:"):
             predicted, names = at.matrices.get((layer, slide), lambda: study.predicted(at.layout, slide, layer))
             return predicted[:, names.index(gene)].astype(np.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from spared_fm.store.recipe import digest
 from spared_fm.study.cohort_build import Plan, build, gene_tables
 from spared_fm.study.cohort_split import check_leaks, part_name, split_slides
 from spared_fm.study.encode import choose_slides
+from spared_fm.targets.genes import SYMBOL_COLUMN
 from spared_fm.targets.panel import read_panel
 from spared_fm.targets.spared.params import read_params
 from spared_fm.targets.spared.stream import FITTED_ON
@@ -228,6 +230,27 @@ def target(layout: Layout, name: str, layer: str) -> np.ndarray:
     """Read a registered layer of a cohort, shape (spots, genes)."""
     require_layer(cohort_record(layout, name), name, layer)
     return np.asarray(read_elem(layout, f"{layout.cohort(name)}/layers/{layer}"))
+
+
+def gene_names(layout: Layout, name: str) -> dict[str, str]:
+    """Give the genes of a cohort's panel, in its order, as people name them → as they are stored.
+
+    People name them by symbol, where the cohort knows one that is no other gene's.
+
+    Parameters
+    ----------
+    layout
+        The store.
+    name
+        Cohort name.
+    """
+    var = read_elem(layout, f"{layout.cohort(name)}/var")
+    stored = [str(gene) for gene in var.index]
+    symbols = [str(symbol) for symbol in var[SYMBOL_COLUMN]] if SYMBOL_COLUMN in var else stored
+    taken = Counter([*symbols, *(gene for gene, symbol in zip(stored, symbols, strict=True) if gene != symbol)])
+    return {
+        symbol if symbol and taken[symbol] == 1 else gene: gene for gene, symbol in zip(stored, symbols, strict=True)
+    }
 
 
 def require_layer(record: Mapping[str, Any], name: str, layer: str) -> None:

@@ -201,8 +201,10 @@ def index(
                 compared: dict[str, Any] = {"metric": card["metric"], "scale": rows_of_card(layout, card).scale}
                 if base is None:
                     card["trained"] = train(layout, key, wanted, parts, seed=seed, advance=advance, **compared)
+                # workers of this machine share the memory that a segment takes while it is written
                 most = min(
-                    card["plan"]["segment_rows"], max(FEWEST_ROWS, -(-size(parts) // max(workers, wanted.shards)))
+                    max(1, card["plan"]["segment_rows"] // max(1, workers)),
+                    max(FEWEST_ROWS, -(-size(parts) // max(workers, wanted.shards))),
                 )
                 groups = pack(parts, most)
                 made: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "advance": advance}

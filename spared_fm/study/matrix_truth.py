@@ -6,11 +6,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from spared_fm.benchmark.matrix_scores import HeldOut
 from spared_fm.store.nodes import read_elem
-from spared_fm.study.cohort import cohort_record
+from spared_fm.study.cohort import cohort_record, gene_names
 from spared_fm.study.cohort_split import units
 from spared_fm.study.evaluate import Joined
 from spared_fm.study.protocols import Fold, folds
@@ -18,6 +17,8 @@ from spared_fm.targets.neighbors import LAYOUT_NEIGHBORS, grid_layout, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import pandas as pd
 
     from spared_fm.store.layout import Layout
 
@@ -40,8 +41,7 @@ class Place:
     def __init__(self, layout: Layout, cohort: str) -> None:
         self.layout, self.cohort, self.record = layout, cohort, cohort_record(layout, cohort)
         self.obs: pd.DataFrame = read_elem(layout, f"{layout.cohort(cohort)}/obs")
-        symbols = read_elem(layout, f"{layout.cohort(cohort)}/var").get("gene_symbol", pd.Series(dtype=str))
-        self.symbols = dict(symbols[(symbols != "") & ~symbols.duplicated(keep=False)])
+        self.symbols = {stored: name for name, stored in gene_names(layout, cohort).items() if name != stored}
         spatial = np.asarray(read_elem(layout, f"{layout.cohort(cohort)}/obsm/spatial"), np.float64)[:, :2]
         found = units(self.obs, self.record["split"])
         self.slide = {unit: slide for unit, (slide, _, _) in found.items()}

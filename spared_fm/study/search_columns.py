@@ -12,7 +12,7 @@ import zarr
 from spared_fm.errors import InputError
 from spared_fm.store.embeddings import slide_record
 from spared_fm.store.nodes import read_elem, read_index
-from spared_fm.study.cohort import cohort_record
+from spared_fm.study.cohort import cohort_record, gene_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -279,7 +279,7 @@ def expression(
     spots
         Slides and rows.
     genes
-        Gene names.
+        Gene names, or symbols that a cohort knows.
     layer
         Layer of the cohort; without a cohort only ``counts``, the raw counts, which is the default.
     cohort
@@ -307,6 +307,8 @@ def expression(
         joined = pd.MultiIndex.from_arrays([obs["slide"].astype(str), obs["barcode"].astype(str)])
         asked = pd.MultiIndex.from_tuples([(s, tables.barcodes(s)[r]) for s, r in spots], names=[None, None])
         rows = joined.get_indexer(asked) if len(spots) else np.empty(0, np.intp)
+        symbols = gene_names(layout, cohort)
+        genes = [symbols.get(gene, gene) for gene in genes]
         places = [(np.flatnonzero(rows >= 0), rows[rows >= 0], node, f"{node}/layers/{layer or 'counts'}")]
     else:
         if layer not in (None, "counts"):

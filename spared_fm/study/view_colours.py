@@ -10,6 +10,7 @@ import numpy as np
 from spared_fm.errors import InputError
 from spared_fm.store.embeddings import EmbeddingArray, IncompleteError
 from spared_fm.store.nodes import read_elem, read_index
+from spared_fm.study.cohort import gene_names
 from spared_fm.study.search_columns import Tables, expression
 from spared_fm.study.view import UNITS, is_number, unit
 
@@ -95,19 +96,23 @@ def counts_columns(layout: Layout, slide: str) -> sparse.csc_matrix:
     return sparse.csc_matrix(read_elem(layout, f"{layout.slide(slide)}/X"))
 
 
-def gene_names(layout: Layout, slide: str, layer: str) -> list[str]:
-    """Genes of a layer, as :func:`spared_fm.study.view.layers` names it."""
+def layer_genes(layout: Layout, slide: str, layer: str) -> dict[str, str]:
+    """Genes of a layer, as :func:`spared_fm.study.view.layers` names it: as people name them → as they are stored."""
     if layer == "counts":
-        return [str(name) for name in read_index(layout, f"{layout.slide(slide)}/var")]
+        names = [str(name) for name in read_index(layout, f"{layout.slide(slide)}/var")]
+        return dict(zip(names, names, strict=True))
     kind, _, rest = layer.partition(":")
     cohort, _, run = rest.partition("/")
-    if kind == "head":
-        import json
+    found = gene_names(layout, cohort)
+    if kind != "head":
+        return found
+    import json
 
-        from spared_fm.heads.io import CARD
+    from spared_fm.heads.io import CARD
 
-        return list(json.loads(layout.files.read(f"{layout.head(cohort, run)}/{CARD}"))["genes"])
-    return [str(name) for name in read_index(layout, f"{layout.cohort(cohort)}/var")]
+    shown = {stored: name for name, stored in found.items()}
+    fitted = json.loads(layout.files.read(f"{layout.head(cohort, run)}/{CARD}"))["genes"]
+    return {shown.get(gene, gene): gene for gene in fitted}
 
 
 def predicted(layout: Layout, slide: str, layer: str) -> tuple[np.ndarray, list[str]]:

@@ -8,8 +8,8 @@ import numpy as np
 
 from spared_fm.errors import InputError
 from spared_fm.store.embeddings import EmbeddingArray
-from spared_fm.store.nodes import read_elem, read_index
-from spared_fm.study.cohort import cohort_record, require_layer
+from spared_fm.store.nodes import read_elem
+from spared_fm.study.cohort import cohort_record, gene_names, require_layer
 from spared_fm.study.search_columns import matrix_rows
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def targets(layout: Layout, cohort: str, layer: str, slide: str, genes: Sequence
     slide
         A slide of the cohort.
     genes
-        Genes of its panel; by default all.
+        Genes of its panel, or symbols that the cohort knows; by default all.
 
     Returns
     -------
@@ -88,8 +88,9 @@ def targets(layout: Layout, cohort: str, layer: str, slide: str, genes: Sequence
     """
     record, node = cohort_record(layout, cohort), layout.cohort(cohort)
     require_layer(record, cohort, layer)
-    panel = [str(name) for name in read_index(layout, f"{node}/var")]
-    at = {name: i for i, name in enumerate(panel)}
+    named = gene_names(layout, cohort)
+    panel = list(named.values())
+    at = {name: i for i, pair in enumerate(named.items()) for name in pair}
     if lost := [gene for gene in genes if gene not in at]:
         raise InputError(f"no gene {lost[0]!r} in the panel of cohort {cohort!r}")
     columns = np.array([at[gene] for gene in genes] if genes else range(len(panel)), np.intp)

@@ -3,16 +3,23 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import zarr
+from anndata.io import write_elem
 from fastapi.testclient import TestClient
 from PIL import Image
 
+import spared_fm
+from spared_fm.explore.app import create_app
+from spared_fm.store.nodes import zarr_v3
 from spared_fm.study.api import Study
-from tests.explore.conftest import ENCODER
+from tests.explore.conftest import ENCODER, HOST
 
 
 def get(client: TestClient, path: str, **params: Any) -> Any:
@@ -149,6 +156,38 @@ def test_features_are_those_of_the_store(client: TestClient, shown: Study) -> No
     some = table(client.get("/api/features", params={"encoder": ENCODER, "slide": slide, "spots": [ids[4], ids[1]]}))
     assert some.column("spot").to_pylist() == [ids[4], ids[1]]
     np.testing.assert_array_equal(np.stack(some.column("vector").to_numpy()), expected[[4, 1]])
+
+
+def test_a_gene_of_a_cohort_is_found_by_its_symbol(shown: Study, tmp_path: Path) -> None:
+    study = spared_fm.open(shutil.copytree(shown.layout.root, tmp_path / "store"))
+    cohort, slide, layer = study.cohort_data("c"), study.slides[0], "cohort:c/lognorm"
+    ids = list(cohort.var_names)
+    var = cohort.var.assign(gene_symbol=["ABC1", "", "TWIN", "TWIN", ids[0], *(f"S{i}" for i in range(5, len(ids)))])
+    with zarr_v3():
+        write_elem(zarr.open_group(study.layout.root / study.layout.cohort("c")), "var", var)
+    client = TestClient(create_app(study.layout.root), base_url=HOST)
+    listed = get(client, "/api/genes", slide=slide, layer=layer)["genes"]
+    assert {"ABC1", "S5", *ids[1:5]} <= set(listed)  # no symbol, one that two genes have, one that is another's id
+    assert not {"TWIN", "", ids[0]} & set(listed)
+
+    def shows(gene: str, layer: str = layer) -> list[float | None]:
+        return get(client, f"/api/slides/{slide}/values", what=f"gene:{gene}", layer=layer)["values"]
+
+    assert shows("ABC1") == shows(ids[0])
+    assert shows("S5") == shows(ids[5]) != shows("ABC1")
+    [run] = study.layout.files.list("heads/c")
+    assert shows("S5", f"head:c/{run}") == shows(ids[5], f"head:c/{run}")
+    spot = f"{slide}/{get(client, f'/api/slides/{slide}/spots')['ids'][0]}"
+    body = {"encoder": ENCODER, "spots": [spot], "k": 1, "genes": ["ABC1", ids[5]], "layer": layer}
+    [found] = client.post("/api/search", json=body).json()["results"]
+    assert set(found["expression"]) == {"ABC1", ids[5]}
+    assert client.post("/api/search", json=body | {"genes": ["TWIN"]}).status_code == 422
+    ask = {"cohort": "c", "layer": "lognorm", "slide": slide, "genes": "S5"}
+    rows = (cohort.obs["slide"] == slide).to_numpy()
+    np.testing.assert_array_equal(
+        np.stack(table(client.get("/api/targets", params=ask)).column("value").to_numpy())[:, 0],
+        cohort[rows, ids[5]].layers["lognorm"][:, 0],
+    )
 
 
 def test_a_completion_says_how_sure_it_is(client: TestClient, shown: Study) -> None:
