@@ -283,12 +283,11 @@ def test_on_an_object_store(
 
 
 @pytest.mark.full
-def test_segments_written_by_workers_are_the_same(study: Study, spots: list[str]):
+def test_segments_written_by_workers_find_the_same(study: Study, spots: list[str]):
     here = study.index(ENCODER)
     expected = study.search(ENCODER, spots=spots)
     there = study.index(ENCODER, workers=2, rebuild=True)
-    assert {name: there[name] for name in ("rows", "segments", "bytes", "recall")} == {
-        name: here[name] for name in ("rows", "segments", "bytes", "recall")
-    }
+    assert {name: there[name] for name in ("rows", "recall")} == {name: here[name] for name in ("rows", "recall")}
+    assert there["segments"] == 2 * here["segments"]  # two at a time share the memory that one had
     pd.testing.assert_frame_equal(study.search(ENCODER, spots=spots), expected)
     assert study.verify() == []
