@@ -16,7 +16,7 @@ from spared_fm.store.nodes import new_node, read_elem
 from spared_fm.study.progress import bar
 from spared_fm.targets.cohort import choose_panel, cohort_layers, layer_names, spot_table, why_no_tpm
 from spared_fm.targets.counts import raw_counts, total_counts, whole_numbers
-from spared_fm.targets.genes import ENSEMBL_COLUMN
+from spared_fm.targets.genes import ENSEMBL_COLUMN, SYMBOL_COLUMN
 from spared_fm.targets.neighbors import grid_layout
 from spared_fm.targets.panel import shared_genes
 from spared_fm.targets.spared.stream import (
@@ -136,7 +136,7 @@ def build(
             var["d_log1p_moran"] = scores
         var["panel_score"] = scores
         var["panel_rank"] = np.arange(len(var), dtype=np.int32)
-        var["gene_symbol"] = [plan.naming.symbols.get(gene, "") for gene in var.index]
+        var[SYMBOL_COLUMN] = [plan.naming.symbols.get(gene, "") for gene in var.index]
         settings = {key: value for key, value in asdict(plan.params).items() if value is not None}
         preprocessing = {"mode": plan.mode, "fitted_on": FITTED_ON[plan.mode], "params": settings}
         full = {

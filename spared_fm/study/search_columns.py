@@ -309,20 +309,26 @@ def expression(
         rows = joined.get_indexer(asked) if len(spots) else np.empty(0, np.intp)
         symbols = gene_names(layout, cohort)
         genes = [symbols.get(gene, gene) for gene in genes]
-        places = [(np.flatnonzero(rows >= 0), rows[rows >= 0], node, f"{node}/layers/{layer or 'counts'}")]
+        stored = list(symbols.values())
+        places = [(np.flatnonzero(rows >= 0), rows[rows >= 0], stored, f"{node}/layers/{layer or 'counts'}")]
     else:
         if layer not in (None, "counts"):
             raise InputError(f"--layer {layer} is a layer of a cohort; name it with --cohort")
         slides = np.array([slide for slide, _ in spots], dtype=object)
         rows = np.array([row for _, row in spots], dtype=np.intp)
         places = [
-            (np.flatnonzero(slides == s), rows[slides == s], layout.slide(s), f"{layout.slide(s)}/X")
+            (
+                np.flatnonzero(slides == s),
+                rows[slides == s],
+                [str(name) for name in read_index(layout, f"{layout.slide(s)}/var")],
+                f"{layout.slide(s)}/X",
+            )
             for s in dict.fromkeys(slides.tolist())
             if tables.record(s)["counts_digest"] is not None
         ]
     seen: set[str] = set()
-    for mine, picked, node, matrix in places:
-        names = pd.Index([str(name) for name in read_index(layout, f"{node}/var")])
+    for mine, picked, stored, matrix in places:
+        names = pd.Index(stored)
         there = [i for i, gene in enumerate(genes) if gene in names]
         seen |= {genes[i] for i in there}
         if len(mine) and there:

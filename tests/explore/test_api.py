@@ -384,7 +384,6 @@ def test_a_region_of_many_spots_is_not_searched_one_by_one(
 def test_a_slide_that_goes_while_it_is_asked_for_is_told_in_words(
     shown: Study, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    from spared_fm.explore.app import create_app
     from spared_fm.explore.desk import Desk
 
     client = TestClient(create_app(shown.layout.root), base_url="http://localhost", raise_server_exceptions=False)
